@@ -1,0 +1,349 @@
+"""The layers: ``Linear``, which trains, and ``QuantizedLinear``, which infers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from .spec import WEIGHT_INT8, QuantSpec
+from .tensor import QTensor, quantize_to_spec
+
+Mode = Literal["dynamic", "static", "weight-only"]
+"""How a :class:`QuantizedLinear` treats its activations."""
+
+
+class Linear(nn.Linear):
+    r"""``y = x Aᵀ + b``, a drop-in for :class:`torch.nn.Linear`.
+
+    It *is* an ``nn.Linear`` to every library that asks (``isinstance``, the same ``state_dict``);
+    its initialization and forward are this package's.
+
+    Args:
+        in_features: size of each input sample; 0 is allowed.
+        out_features: size of each output sample.
+        bias: ``False`` registers ``bias`` as ``None``.
+        device, dtype: of the parameters.
+
+    Shapes: input ``(*, in_features)``, output ``(*, out_features)`` for any number of leading
+    dimensions, none included. ``weight`` is ``(out_features, in_features)``, ``bias``
+    ``(out_features,)``.
+
+    >>> layer = Linear(3, 2)
+    >>> layer(torch.zeros(4, 5, 3)).shape
+    torch.Size([4, 5, 2])
+    """
+
+    __constants__ = ["in_features", "out_features"]
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(
+            torch.empty(out_features, in_features, device=device, dtype=dtype)
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias from U(−1/√in_features, 1/√in_features).
+
+        The weight is Kaiming-uniform (He et al. 2015, https://arxiv.org/abs/1502.01852) with the
+        negative slope a = √5: its bound is ``gain · √3 / √in`` with ``gain = √(2 / (1 + a²)) =
+        √(1/3)``, hence 1/√in, the bound of LeCun's classical rule. That is the only reason for √5,
+        as the authors of torch's initialization explain
+        (https://github.com/pytorch/pytorch/issues/15314). ``in_features = 0`` leaves an empty
+        weight and a zero bias. Random numbers are drawn in torch's order, so that the same seed
+        gives ``torch.nn.Linear``'s parameters bit for bit.
+        """
+        bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0.0
+        if self.weight.numel():
+            gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
+            # Written as torch computes it: algebraically 1/√in, but the same float64 bits.
+            weight_bound = math.sqrt(3.0) * (gain / math.sqrt(self.in_features))
+            with torch.no_grad():
+                self.weight.uniform_(-weight_bound, weight_bound)
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.uniform_(-bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(*, in_features)`` → ``(*, out_features)``."""
+        return functional.linear(input, self.weight, self.bias)  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class QuantizedLinear(nn.Module):
+    """A Linear layer for inference whose weights are 8-bit integers.
+
+    Modes:
+
+    * ``"dynamic"``: float in, float out; each row of activations is quantized on the fly;
+    * ``"static"``: activations have a scale and zero point known beforehand. Takes floats (quantized
+      on the way) or a :class:`QTensor`; gives floats, or a ``QTensor`` where ``output_scale`` is
+      set and the input is a ``QTensor``;
+    * ``"weight-only"``: float activations × dequantized weights.
+
+    State is plain buffers: ``weight`` int8 ``(out, in)``, ``scale`` float32 ``(out,)``,
+    ``zero_point`` int32 ``(out,)``, ``bias`` float32 ``(out,)`` or ``None``; in static mode
+    ``input_scale`` float32 ``()`` and ``input_zero_point`` int32 ``()``, and ``output_scale`` and
+    ``output_zero_point`` of the same shapes, or ``None``. The packed copy for the hardware is made at
+    the first call, dropped when a buffer changes, and never saved. Scales and bias stay float32
+    through ``.to(dtype)``, ``.half()`` and the like.
+
+    Args:
+        in_features, out_features: as :class:`Linear`.
+        bias: whether there is a bias.
+        mode: one of the above.
+        quantized_output: static mode only: hold an output scale and zero point.
+        device: of the buffers.
+
+    The integers start as zeros; :meth:`from_linear` or ``load_state_dict`` fills them.
+
+    Raises:
+        ValueError: an unknown mode, or ``quantized_output`` outside static mode.
+
+    >>> layer = QuantizedLinear.from_linear(Linear(16, 4))
+    >>> layer
+    QuantizedLinear(in_features=16, out_features=4, bias=True, mode='dynamic', bits=8)
+    """
+
+    __constants__ = ["in_features", "mode", "out_features"]
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    output_scale: Tensor | None
+    output_zero_point: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        mode: Mode = "dynamic",
+        quantized_output: bool = False,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+        if quantized_output and mode != "static":
+            raise ValueError(f"quantized_output needs mode 'static', got mode {mode!r}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.mode = mode
+        f32 = {"dtype": torch.float32, "device": device}
+        i32 = {"dtype": torch.int32, "device": device}
+        self.register_buffer(
+            "weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        )
+        self.register_buffer("scale", torch.ones(out_features, **f32))
+        self.register_buffer("zero_point", torch.zeros(out_features, **i32))
+        self.register_buffer("bias", torch.zeros(out_features, **f32) if bias else None)
+        static = mode == "static"
+        self.register_buffer("input_scale", torch.ones((), **f32) if static else None)
+        self.register_buffer("input_zero_point", torch.zeros((), **i32) if static else None)
+        self.register_buffer("output_scale", torch.ones((), **f32) if quantized_output else None)
+        self.register_buffer(
+            "output_zero_point", torch.zeros((), **i32) if quantized_output else None
+        )
+        self._cache: tuple[Any, ...] | None = None
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        mode: Mode = "dynamic",
+        weight_spec: QuantSpec = WEIGHT_INT8,
+        input_qparams: tuple[float | Tensor, int | Tensor] | None = None,
+        output_qparams: tuple[float | Tensor, int | Tensor] | None = None,
+    ) -> QuantizedLinear:
+        """Quantize a float layer.
+
+        Args:
+            linear: any ``nn.Linear``; it is not changed.
+            mode: see the class.
+            weight_spec: how the weights are quantized, by default int8, symmetric, per channel.
+            input_qparams: ``(scale, zero_point)`` of the activations, unsigned 8 bits; needed by
+                static mode, refused by the others.
+            output_qparams: ``(scale, zero_point)`` of a quantized output; static mode only.
+
+        Raises:
+            TypeError: ``linear`` is not an ``nn.Linear``.
+            ValueError: NaN or Inf in the weight; qparams missing, superfluous or out of range.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        weight = quantize_to_spec(linear.weight, weight_spec)
+        return cls.from_quantized(weight, linear.bias, mode, input_qparams, output_qparams)
+
+    @classmethod
+    def from_quantized(
+        cls,
+        weight: QTensor,
+        bias: Tensor | None = None,
+        mode: Mode = "dynamic",
+        input_qparams: tuple[float | Tensor, int | Tensor] | None = None,
+        output_qparams: tuple[float | Tensor, int | Tensor] | None = None,
+    ) -> QuantizedLinear:
+        """A layer around weights that are quantized already.
+
+        Args:
+            weight: ``(out_features, in_features)``, per tensor or per channel along axis 0. uint8
+                is stored as int8 with both integers and zero points lowered by 128.
+            bias, mode, input_qparams, output_qparams: as :meth:`from_linear`.
+
+        Raises:
+            ValueError: as :meth:`from_linear`, or a shape or axis that does not fit.
+        """
+        if weight.ndim != 2 or weight.axis not in (None, 0):
+            raise ValueError(
+                "weight must have shape (out_features, in_features), per tensor or per channel "
+                f"along axis 0; got shape {tuple(weight.shape)}, axis {weight.axis}"
+            )
+        if (input_qparams is None) != (mode != "static"):
+            raise ValueError(
+                f"input_qparams must be given in static mode and only there, got {input_qparams!r} "
+                f"in mode {mode!r}"
+            )
+        out_features, in_features = weight.shape
+        device = weight.device
+        layer = cls(
+            in_features, out_features, bias is not None, mode, output_qparams is not None, device
+        )
+        integers, zero_point = weight.int_repr(), weight.zero_point
+        if weight.dtype == torch.uint8:
+            integers = (integers.to(torch.int16) - 128).to(torch.int8)
+            zero_point = zero_point - 128
+        layer.weight.copy_(integers)
+        layer.scale.copy_(weight.scale.expand(out_features))
+        layer.zero_point.copy_(zero_point.expand(out_features))
+        if layer.bias is not None and bias is not None:
+            layer.bias.copy_(bias.detach())
+        for side, qparams in (("input", input_qparams), ("output", output_qparams)):
+            if qparams is not None:
+                # An empty QTensor checks the range of what came.
+                empty = torch.empty(0, dtype=torch.uint8, device=device)
+                checked = QTensor(empty, *qparams)
+                getattr(layer, f"{side}_scale").copy_(checked.scale)
+                getattr(layer, f"{side}_zero_point").copy_(checked.zero_point)
+        layer.eval()
+        return layer
+
+    def forward(self, input: Tensor | QTensor) -> Tensor | QTensor:
+        """``(*, in_features)`` → ``(*, out_features)``; dtypes as the class says."""
+        cache = self._cache
+        if cache is None or not _fresh(cache, self._buffers):
+            cache = self._rebuild()
+        mode = self.mode
+        weight, bias = cache[0], self._buffers["bias"]
+        if mode == "dynamic":
+            return functional.linear_dynamic(input, weight, bias)  # type: ignore[arg-type]
+        if mode == "weight-only":
+            return functional.linear_weight_only(input, weight, bias)  # type: ignore[arg-type]
+        if isinstance(input, QTensor):
+            if self.output_scale is not None:
+                return functional.linear(
+                    input, weight, bias, self.output_scale, self.output_zero_point
+                )
+            return functional.linear_static(input, weight, bias)
+        return functional.linear_static(input, weight, bias, cache[3], cache[4])
+
+    def weight_qtensor(self) -> QTensor:
+        """The weight as a :class:`QTensor` that shares this layer's buffers."""
+        cache = self._cache
+        if cache is None or not _fresh(cache, self._buffers):
+            cache = self._rebuild()
+        return cache[0]
+
+    def dequantize(self) -> Linear:
+        """The float layer these integers stand for: a trainable :class:`Linear`, float32."""
+        linear = Linear(
+            self.in_features, self.out_features, self.bias is not None, self.weight.device
+        )
+        with torch.no_grad():
+            linear.weight.copy_(self.weight_qtensor().dequantize())
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, mode={self.mode!r}, bits=8"
+        )
+
+    def _rebuild(self) -> tuple[Any, ...]:
+        b = self._buffers
+        weight = QTensor(self.weight, self.scale, self.zero_point, 0)
+        static: tuple[Any, ...] = (None, None, None, None, None)
+        if self.mode == "static":
+            scale, zero_point = b["input_scale"], b["input_zero_point"]
+            assert scale is not None and zero_point is not None
+            static = (
+                float(scale),
+                int(zero_point),
+                scale,
+                zero_point,
+                (_version(scale), _version(zero_point)),
+            )
+        self._cache = (weight, b["scale"], b["zero_point"], *static)
+        return self._cache
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                # A cast would round scales and bias; only the device may change.
+                self._buffers[name] = old.to(new.device)
+        self._cache = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_cache"] = None
+        return state
+
+
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
+
+
+def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
+    """Whether what was derived from the buffers still holds. The packing of the weight has its own
+    check, where the packing is used; here only replaced buffers and static parameters count."""
+    weight = cache[0]
+    if weight._int_repr is not buffers["weight"] or cache[1] is not buffers["scale"]:
+        return False
+    if cache[2] is not buffers["zero_point"]:
+        return False
+    scale, zero_point = cache[5], cache[6]
+    return scale is None or (
+        scale is buffers["input_scale"]
+        and zero_point is buffers["input_zero_point"]
+        and cache[7] == (_version(scale), _version(zero_point))
+    )

@@ -1,0 +1,149 @@
+"""The definition of the arithmetic: slow, exact, short.
+
+Every kernel returns the bits of the functions here, on every instruction set, at every thread
+count, for a row alone or inside any batch. They are written in plain torch and run on any device.
+
+Shapes: activations ``(rows, in_features)``, weights ``(out_features, in_features)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .tensor import SMALLEST_SCALE, QTensor, quantize
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Quantize each row over its own range to unsigned 8 bits, zero exactly representable.
+
+    ``lo = min(0, min x)``, ``hi = max(0, max x)``, ``scale = hi/255 − lo/255`` (at least the
+    smallest normal float32), ``zero_point = clamp(round_half_even(−lo · (1/scale)), 0, 255)``,
+    ``q = clamp(round_half_even(x · (1/scale)) + zero_point, 0, 255)``; each operation is rounded
+    once to float32.
+
+    Args:
+        x: ``(rows, k)`` floating point.
+
+    Returns:
+        ``(q, scale, zero_point, finite)``: int32 ``(rows, k)``; float32, int32 and bool ``(rows,)``.
+        A row that is not ``finite`` holds NaN or ±Inf; its integers mean nothing.
+    """
+    x = x.to(torch.float32)
+    finite = x.isfinite().all(1)
+    x = torch.where(finite[:, None], x, 0.0)
+    zeros = x.new_zeros(x.shape[0], 1)
+    padded = torch.cat((zeros, x), 1)
+    lo, hi = padded.amin(1), padded.amax(1)
+    steps = torch.full_like(hi, 255.0)  # a tensor, since dividing by a number may multiply by 1/255
+    scale = (hi / steps - lo / steps).clamp(min=SMALLEST_SCALE)
+    zero_point = torch.round(-lo * (1.0 / scale)).clamp(0, 255).to(torch.int32)
+    return quantize(x, scale[:, None], zero_point[:, None], 0, 255), scale, zero_point, finite
+
+
+def integer_product(
+    q: Tensor, zero_point: Tensor, weight: Tensor, weight_zero_point: Tensor
+) -> Tensor:
+    """``Σ_k (q[m,k] − zero_point[m]) · (weight[n,k] − weight_zero_point[n])``, exact.
+
+    Computed in float64: every partial sum is an integer below 2**53 in magnitude (for k < 2**37),
+    so that no order of summation rounds.
+
+    Args:
+        q: integers ``(rows, k)``; zero_point: ``(rows,)`` or 0-d.
+        weight: integers ``(out, k)``; weight_zero_point: ``(out,)`` or 0-d.
+
+    Returns:
+        float64 ``(rows, out)`` holding integers.
+    """
+    a = q.to(torch.float64) - zero_point.to(torch.float64).reshape(-1, 1)
+    b = weight.to(torch.float64) - weight_zero_point.to(torch.float64).reshape(-1, 1)
+    return a @ b.T
+
+
+def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``float(acc) · (scale · weight_scale[n]) + bias[n]`` in float32, each operation rounded once.
+
+    Args:
+        acc: float64 integers ``(rows, out)``; scale: float32 ``(rows,)`` or 0-d.
+        weight_scale: float32 ``(out,)`` or 0-d; bias: float32 ``(out,)`` or ``None``.
+    """
+    y = acc.to(torch.float32) * (scale.reshape(-1, 1) * weight_scale.reshape(1, -1))
+    return y if bias is None else y + bias.to(torch.float32)
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a · b + c`` of float32 tensors, rounded once.
+
+    The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond 2008,
+    https://doi.org/10.1109/TC.2007.70819), after which rounding to float32 is as if done once.
+    """
+    p, c = a.to(torch.float64) * b.to(torch.float64), c.to(torch.float64)
+    s = p + c
+    t = s - p
+    error = (p - (s - t)) + (c - t)  # Knuth's TwoSum: s + error is the exact sum
+    even = (s.view(torch.int64) & 1) == 0
+    toward = torch.where(error > 0, torch.inf, -torch.inf)
+    odd = torch.nextafter(s, toward.to(s.dtype))
+    inexact = s.isfinite() & (error != 0) & error.isfinite()
+    return torch.where(inexact & even, odd, s).to(torch.float32)
+
+
+def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize rows to unsigned 8 bits with a scale and zero point known beforehand.
+
+    Returns:
+        ``(q, no_nan)``: int32 of ``x``'s shape, bool ``(rows,)``. ±Inf clamps to the ends of the
+        range; a row that holds NaN has integers that mean nothing.
+    """
+    no_nan = ~x.isnan().any(1)
+    return quantize(torch.where(no_nan[:, None], x, 0.0), scale, zero_point, 0, 255), no_nan
+
+
+def linear_integer(
+    q: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: QTensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """Integer activations × integer weights, float32 ``(rows, out)``."""
+    acc = integer_product(q, zero_point, weight.int_repr(), weight.zero_point)
+    return epilogue(acc, scale, weight.scale, bias)
+
+
+def linear_static(
+    x: Tensor, scale: Tensor, zero_point: Tensor, weight: QTensor, bias: Tensor | None
+) -> Tensor:
+    """Float activations quantized by a known scale × integer weights, float32 ``(rows, out)``.
+
+    A row holding NaN is NaN throughout and touches no other; ±Inf clamps.
+    """
+    q, no_nan = quantize_static(x, scale, zero_point)
+    y = linear_integer(q, scale, zero_point, weight, bias)
+    return torch.where(no_nan[:, None], y, torch.nan)
+
+
+def linear_dynamic(x: Tensor, weight: QTensor, bias: Tensor | None) -> Tensor:
+    """Float activations quantized row by row × integer weights, float32 ``(rows, out)``.
+
+    A row holding NaN or ±Inf is NaN throughout and touches no other.
+    """
+    q, scale, zero_point, finite = quantize_rows(x)
+    y = linear_integer(q, scale, zero_point, weight, bias)
+    return torch.where(finite[:, None], y, torch.nan)
+
+
+def linear_weight_only(x: Tensor, weight: QTensor, bias: Tensor | None) -> Tensor:
+    """Float activations × dequantized weights, float32 ``(rows, out)``.
+
+    One fused multiply-add chain an output, ``k`` ascending from 0, over ``float(q − zero_point)``;
+    then ``· scale[n]`` and ``+ bias[n]``, each rounded once.
+    """
+    x = x.to(torch.float32)
+    w = (weight.int_repr().to(torch.int32) - weight.zero_point.reshape(-1, 1)).to(torch.float32)
+    acc = x.new_zeros(x.shape[0], w.shape[0])
+    for k in range(x.shape[1]):
+        acc = fma(x[:, k : k + 1], w[:, k].reshape(1, -1), acc)
+    y = acc * weight.scale.reshape(1, -1)
+    return y if bias is None else y + bias.to(torch.float32)

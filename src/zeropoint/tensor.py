@@ -1,0 +1,492 @@
+"""``QTensor``, how its scale and zero point are chosen, and how reals become integers and back.
+
+Quantize: ``q = clamp(round_half_even(x * (1/scale)) + zero_point, qmin, qmax)``, with ``1/scale``
+rounded once to float32, as ``torch.quantize_per_tensor`` does. Dequantize:
+``real = scale * (q - zero_point)``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .spec import PerChannel, PerTensor, QuantSpec
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""No scale below the smallest normal float32, so that ``1/scale`` stays finite."""
+
+_SIGNED = {torch.int8: True, torch.uint8: False, torch.qint8: True, torch.quint8: False}
+
+
+def _dtype_is_signed(dtype: torch.dtype) -> bool:
+    if dtype not in _SIGNED:
+        raise ValueError(
+            f"dtype must be torch.int8, torch.uint8, torch.qint8 or torch.quint8, got {dtype}"
+        )
+    return _SIGNED[dtype]
+
+
+def _check_float(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
+
+
+def _broadcastable(per_channel: Tensor, axis: int, ndim: int) -> Tensor:
+    """View a vector so that it broadcasts along ``axis`` of an ``ndim``-dimensional tensor."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return per_channel.reshape(shape)
+
+
+class QTensor:
+    """Integers with a scale and a zero point: ``real = scale * (q - zero_point)``.
+
+    A plain object that holds plain tensors, not a ``torch.Tensor`` subclass. Made by
+    :func:`quantize_per_tensor` and :func:`quantize_per_channel`; the constructor takes integers
+    that exist already.
+
+    Args:
+        int_repr: the integers, ``torch.int8`` or ``torch.uint8``, any shape.
+        scale: positive and finite. A float or 0-d tensor, or for per-channel a vector with one
+            entry for each index along the channel axis. Stored as float32, the type the
+            arithmetic uses.
+        zero_point: an int, or integers of ``scale``'s shape, within the range of the integers.
+            Stored as int32.
+        axis: the channel axis; ``None`` means per tensor.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a shape, scale, zero point or axis that does not fit.
+
+    >>> q = QTensor(torch.tensor([0, 128, 255], dtype=torch.uint8), 0.5, 128)
+    >>> q.dequantize()
+    tensor([-64.0000,   0.0000,  63.5000])
+    >>> q[1:]
+    QTensor([ 0.0000, 63.5000], dtype=uint8, scale=0.5, zero_point=128)
+    """
+
+    __slots__ = ("_axis", "_int_repr", "_packed", "_scale", "_zero_point")
+
+    def __init__(
+        self,
+        int_repr: Tensor,
+        scale: float | Tensor,
+        zero_point: int | Tensor = 0,
+        axis: int | None = None,
+    ) -> None:
+        if not isinstance(int_repr, Tensor) or int_repr.dtype not in (torch.int8, torch.uint8):
+            got = int_repr.dtype if isinstance(int_repr, Tensor) else type(int_repr).__name__
+            raise TypeError(f"int_repr must be a torch.int8 or torch.uint8 tensor, got {got}")
+        device = int_repr.device
+        scale = torch.as_tensor(scale, device=device).detach().to(torch.float32)
+        zero_point = torch.as_tensor(zero_point, device=device).detach()
+        if zero_point.is_floating_point() or zero_point.dtype == torch.bool:
+            raise TypeError(f"zero_point must hold integers, got {zero_point.dtype}")
+        if axis is not None:
+            if not -int_repr.ndim <= axis < int_repr.ndim:
+                raise ValueError(
+                    f"axis must be within [{-int_repr.ndim}, {int_repr.ndim - 1}] for a tensor of "
+                    f"{int_repr.ndim} dimensions, got {axis}"
+                )
+            axis %= int_repr.ndim
+        expected = () if axis is None else (int_repr.shape[axis],)
+        if axis is None:
+            scale, zero_point = (
+                t.reshape(()) if t.numel() == 1 else t for t in (scale, zero_point)
+            )
+        for name, t in (("scale", scale), ("zero_point", zero_point)):
+            if tuple(t.shape) != expected:
+                raise ValueError(
+                    f"{name} must have shape {expected} "
+                    f"({'per tensor' if axis is None else f'per channel along axis {axis}'}), "
+                    f"got {tuple(t.shape)}"
+                )
+        if not bool(((scale > 0) & scale.isfinite()).all()):
+            raise ValueError(f"scale must be positive and finite in float32, got {_bad(scale)}")
+        info = torch.iinfo(int_repr.dtype)
+        if zero_point.numel() and not (
+            info.min <= int(zero_point.min()) and int(zero_point.max()) <= info.max
+        ):
+            raise ValueError(
+                f"zero_point must be within [{info.min}, {info.max}] for {int_repr.dtype}, got "
+                f"{int(zero_point.min())}…{int(zero_point.max())}"
+            )
+        self._int_repr = int_repr
+        self._scale = scale
+        self._zero_point = zero_point.to(torch.int32)
+        self._axis = axis
+        self._packed: Any = None  # the hardware layout, kept by kernels.packed()
+
+    @classmethod
+    def from_torch(cls, q: Tensor) -> QTensor:
+        """Convert one of torch's own quantized tensors (``quint8`` or ``qint8``).
+
+        torch keeps scales in float64 and computes with them in float32; ours are float32 from the
+        start, so that the integers and the reals they stand for are the same.
+
+        Raises:
+            TypeError: not a quantized tensor, or of a dtype other than quint8 and qint8.
+            ValueError: a quantization scheme that is not affine with integer zero points.
+        """
+        if not isinstance(q, Tensor) or not q.is_quantized:
+            raise TypeError(f"q must be a quantized torch.Tensor, got {_describe(q)}")
+        _dtype_is_signed(q.dtype)
+        scheme = q.qscheme()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that its accessors are deprecated
+            if scheme in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+                return cls(q.int_repr(), q.q_scale(), q.q_zero_point())
+            if scheme in (torch.per_channel_affine, torch.per_channel_symmetric):
+                return cls(
+                    q.int_repr(),
+                    q.q_per_channel_scales(),
+                    q.q_per_channel_zero_points(),
+                    q.q_per_channel_axis(),
+                )
+        raise ValueError(f"q must be per-tensor or per-channel affine, got {scheme}")
+
+    # What torch's quantized tensors answer, under the same names.
+
+    def int_repr(self) -> Tensor:
+        """The integers themselves (not a copy): ``torch.int8`` or ``torch.uint8``."""
+        return self._int_repr
+
+    def q_scale(self) -> float:
+        """The scale of a per-tensor quantized tensor. Raises ``ValueError`` if per channel."""
+        self._require_per_tensor("q_scale")
+        return float(self._scale)
+
+    def q_zero_point(self) -> int:
+        """The zero point of a per-tensor quantized tensor. ``ValueError`` if per channel."""
+        self._require_per_tensor("q_zero_point")
+        return int(self._zero_point)
+
+    def q_per_channel_scales(self) -> Tensor:
+        """Scales, float32 ``(channels,)``. Raises ``ValueError`` if per tensor."""
+        self._require_per_channel("q_per_channel_scales")
+        return self._scale
+
+    def q_per_channel_zero_points(self) -> Tensor:
+        """Zero points, int32 ``(channels,)``. Raises ``ValueError`` if per tensor."""
+        self._require_per_channel("q_per_channel_zero_points")
+        return self._zero_point
+
+    def q_per_channel_axis(self) -> int:
+        """The channel axis. Raises ``ValueError`` if per tensor."""
+        self._require_per_channel("q_per_channel_axis")
+        assert self._axis is not None
+        return self._axis
+
+    def qscheme(self) -> torch.qscheme:
+        """``torch.per_tensor_affine`` or ``torch.per_channel_affine``."""
+        return torch.per_tensor_affine if self._axis is None else torch.per_channel_affine
+
+    def dequantize(self) -> Tensor:
+        """The reals the integers stand for, float32: ``scale * (q - zero_point)``."""
+        scale, zero_point = self._scale, self._zero_point
+        if self._axis is not None:
+            scale = _broadcastable(scale, self._axis, self.ndim)
+            zero_point = _broadcastable(zero_point, self._axis, self.ndim)
+        return (self._int_repr.to(torch.int32) - zero_point).to(torch.float32) * scale
+
+    # What any tensor answers.
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale as stored: float32, 0-d or ``(channels,)``."""
+        return self._scale
+
+    @property
+    def zero_point(self) -> Tensor:
+        """The zero point as stored: int32, 0-d or ``(channels,)``."""
+        return self._zero_point
+
+    @property
+    def axis(self) -> int | None:
+        """The channel axis, or ``None`` if per tensor."""
+        return self._axis
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The :class:`QuantSpec` these integers follow."""
+        signed = self.dtype == torch.int8
+        middle = 0 if signed else 128
+        return QuantSpec(
+            signed=signed,
+            symmetric=bool((self._zero_point == middle).all()),
+            granularity=PerTensor() if self._axis is None else PerChannel(self._axis),
+        )
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._int_repr.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """``torch.int8`` or ``torch.uint8``."""
+        return self._int_repr.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._int_repr.device
+
+    @property
+    def ndim(self) -> int:
+        return self._int_repr.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def numel(self) -> int:
+        return self._int_repr.numel()
+
+    def __len__(self) -> int:
+        return len(self._int_repr)
+
+    def clone(self) -> QTensor:
+        """A copy that shares no memory with this tensor."""
+        return QTensor(
+            self._int_repr.clone(), self._scale.clone(), self._zero_point.clone(), self._axis
+        )
+
+    def to(self, device: torch.device | str) -> QTensor:
+        """The same integers, scale and zero point on ``device``."""
+        return QTensor(
+            self._int_repr.to(device),
+            self._scale.to(device),
+            self._zero_point.to(device),
+            self._axis,
+        )
+
+    def __getitem__(self, index: Any) -> QTensor:
+        """Index as a tensor. Integers are shared (views); scale and zero point follow the axis.
+
+        Per channel, an index that selects one channel gives a per-tensor ``QTensor``; indices that
+        rearrange the axes (tensors, ``None``, lists before the channel axis) raise ``IndexError``
+        where the channel axis can no longer be told.
+        """
+        integers = self._int_repr[index]
+        if self._axis is None:
+            return QTensor(integers, self._scale, self._zero_point)
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(part is None or isinstance(part, Tensor | list) for part in parts):
+            if len(parts) == 1 and self._axis == 0 and parts[0] is not None:
+                part = parts[0]
+                chosen = torch.as_tensor(part)
+                if chosen.ndim == 1:
+                    return QTensor(integers, self._scale[part], self._zero_point[part], 0)
+            raise IndexError(
+                "a per-channel QTensor takes integers and slices, or one list or 1-d tensor along "
+                f"channel axis 0; got {index!r} with the channel axis {self._axis}"
+            )
+        if Ellipsis in parts:
+            at = parts.index(Ellipsis)
+            fill = self.ndim - (len(parts) - 1)
+            parts = parts[:at] + (slice(None),) * fill + parts[at + 1 :]
+        parts = parts + (slice(None),) * (self.ndim - len(parts))
+        along = parts[self._axis]
+        axis = self._axis - sum(not isinstance(part, slice) for part in parts[: self._axis])
+        return QTensor(
+            integers,
+            self._scale[along],
+            self._zero_point[along],
+            axis if isinstance(along, slice) else None,
+        )
+
+    def __repr__(self) -> str:
+        values = str(self.dequantize())
+        body = values[len("tensor(") : -1].replace("\n" + " " * 7, "\n" + " " * 8)
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self._axis is None:
+            tail = f"scale={self.q_scale():.9g}, zero_point={self.q_zero_point()}"
+        else:
+            tail = (
+                f"scale={_vector(self._scale)}, zero_point={_vector(self._zero_point)}, "
+                f"axis={self._axis}"
+            )
+        return f"QTensor({body}, dtype={dtype}, {tail})"
+
+    def _require_per_tensor(self, name: str) -> None:
+        if self._axis is not None:
+            raise ValueError(f"{name} needs a per-tensor QTensor; this one is per channel")
+
+    def _require_per_channel(self, name: str) -> None:
+        if self._axis is None:
+            raise ValueError(f"{name} needs a per-channel QTensor; this one is per tensor")
+
+
+def _bad(scale: Tensor) -> str:
+    return str(float(scale[~((scale > 0) & scale.isfinite())].flatten()[0]))
+
+
+def _describe(x: object) -> str:
+    return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def _vector(values: Tensor) -> str:
+    shown = [f"{v:.4g}" for v in values[:4].tolist()]
+    return f"[{', '.join(shown)}{', …' if len(values) > 4 else ''}]"
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """The integers of ``x`` as int32: clamped, rounded half to even.
+
+    ``scale`` (float32) and ``zero_point`` (int32) broadcast against ``x`` (converted to float32).
+    NaN has no integer; callers deal with it first.
+    """
+    inverse = 1.0 / scale
+    # Clamp as floats first: int conversion of a value out of range is undefined. Rounding is
+    # monotonic and the bounds are integers, so that the order does not matter to the result.
+    # The products come first in float32, each rounded once.
+    low = (qmin - zero_point).to(torch.float32)
+    high = (qmax - zero_point).to(torch.float32)
+    scaled = torch.round(x.to(torch.float32) * inverse)
+    return torch.minimum(torch.maximum(scaled, low), high).to(torch.int32) + zero_point
+
+
+def _check_no_nan(name: str, x: Tensor) -> None:
+    nan = x.isnan()
+    if bool(nan.any()):
+        first = tuple(nan.nonzero()[0].tolist())
+        raise ValueError(f"{name} holds NaN (first at index {first}), which no integer stands for")
+
+
+def quantize_per_tensor(
+    input: Tensor, scale: float | Tensor, zero_point: int | Tensor, dtype: torch.dtype
+) -> QTensor:
+    """Quantize with one scale and zero point, as ``torch.quantize_per_tensor``.
+
+    Args:
+        input: floating-point tensor of any shape. ±Inf clamps to the ends of the range.
+        scale: size of one step, positive. Rounded to float32.
+        zero_point: the integer that stands for real zero, in the range of ``dtype``.
+        dtype: ``torch.uint8``/``torch.quint8`` or ``torch.int8``/``torch.qint8``.
+
+    Returns:
+        A :class:`QTensor` of ``input``'s shape.
+
+    Raises:
+        TypeError: ``input`` is not a floating-point tensor.
+        ValueError: NaN in ``input``; ``scale``, ``zero_point`` or ``dtype`` out of range.
+
+    >>> quantize_per_tensor(torch.tensor([-1.0, 0.0, 2.5]), 1.0, 10, torch.quint8).int_repr()
+    tensor([ 9, 10, 12], dtype=torch.uint8)
+    """
+    return _quantize(input, scale, zero_point, None, dtype)
+
+
+def quantize_per_channel(
+    input: Tensor, scales: Tensor, zero_points: Tensor, axis: int, dtype: torch.dtype
+) -> QTensor:
+    """Quantize with one scale and zero point a channel, as ``torch.quantize_per_channel``.
+
+    Args:
+        input: floating-point tensor.
+        scales: ``(input.shape[axis],)``, positive. Rounded to float32.
+        zero_points: integers ``(input.shape[axis],)`` in the range of ``dtype``.
+        axis: the channel axis.
+        dtype: ``torch.uint8``/``torch.quint8`` or ``torch.int8``/``torch.qint8``.
+
+    Raises:
+        TypeError: ``input`` is not a floating-point tensor.
+        ValueError: NaN in ``input``; another argument out of range.
+    """
+    return _quantize(input, scales, zero_points, axis, dtype)
+
+
+def _quantize(
+    x: Tensor,
+    scale: float | Tensor,
+    zero_point: int | Tensor,
+    axis: int | None,
+    dtype: torch.dtype,
+) -> QTensor:
+    _check_float("input", x)
+    signed = _dtype_is_signed(dtype)
+    _check_no_nan("input", x)
+    storage = torch.int8 if signed else torch.uint8
+    # An empty QTensor first: it validates scale, zero point and axis, and normalizes them.
+    q = QTensor(torch.empty(x.shape, dtype=storage, device=x.device), scale, zero_point, axis)
+    s, z = q.scale, q.zero_point
+    if q.axis is not None:
+        s, z = (_broadcastable(t, q.axis, x.ndim) for t in (s, z))
+    info = torch.iinfo(storage)
+    q._int_repr.copy_(quantize(x.detach(), s, z, info.min, info.max))
+    return q
+
+
+def choose_qparams(lo: Tensor, hi: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero point for reals between ``lo`` and ``hi``.
+
+    The range is first widened to hold zero, so that zero is exactly representable (Jacob et al.
+    2018, section 2.1, https://arxiv.org/abs/1712.05877). Asymmetric: ``scale = hi/(qmax − qmin) −
+    lo/(qmax − qmin)``, which cannot overflow, and ``zero_point = qmin + round(−lo/scale)``.
+    Symmetric: ``scale = max(|lo|, |hi|)/((qmax − qmin)//2)``. No scale falls below the smallest
+    normal float32, which keeps ``1/scale`` finite for constant and denormal ranges.
+
+    Args:
+        lo, hi: finite float tensors of one shape, the smallest and largest real to represent.
+        spec: gives the integers and whether the zero point is fixed.
+
+    Returns:
+        ``(scale, zero_point)``: float32 and int32 tensors of ``lo``'s shape.
+
+    Raises:
+        ValueError: ``lo`` or ``hi`` is not finite.
+
+    >>> choose_qparams(torch.tensor(-1.0), torch.tensor(1.55), QuantSpec(signed=False, symmetric=False))
+    (tensor(0.0100), tensor(100, dtype=torch.int32))
+    """
+    lo, hi = lo.detach().to(torch.float32), hi.detach().to(torch.float32)
+    for name, t in (("lo", lo), ("hi", hi)):
+        if not bool(t.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got {t[~t.isfinite()].flatten()[0].item()}")
+    lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
+    steps = spec.qmax - spec.qmin
+    if spec.symmetric:
+        scale = (torch.maximum(-lo, hi) / (steps // 2)).clamp(min=SMALLEST_SCALE)
+        return scale, torch.full_like(scale, spec.zero_point_if_symmetric, dtype=torch.int32)
+    scale = (hi / steps - lo / steps).clamp(min=SMALLEST_SCALE)
+    zero_point = (torch.round(-lo * (1.0 / scale)) + spec.qmin).clamp(spec.qmin, spec.qmax)
+    return scale, zero_point.to(torch.int32)
+
+
+def quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
+    """Quantize ``x`` over its own range (minimum and maximum) by ``spec``.
+
+    Args:
+        x: finite floating-point tensor. Empty channels get scale :data:`SMALLEST_SCALE`.
+        spec: per tensor, or per channel along an axis of ``x``.
+
+    Raises:
+        TypeError: ``x`` is not floating point.
+        ValueError: NaN or Inf in ``x``, or an axis that ``x`` does not have.
+    """
+    _check_float("x", x)
+    x = x.detach()
+    axis: int | None = None
+    if isinstance(spec.granularity, PerChannel):
+        axis = spec.granularity.axis
+        if not -x.ndim <= axis < x.ndim:
+            raise ValueError(f"axis {axis} is not an axis of a tensor of shape {tuple(x.shape)}")
+        flat = (
+            x.movedim(axis, 0).reshape(x.shape[axis], math.prod(x.shape) // x.shape[axis])
+            if (x.numel())
+            else x.new_zeros(x.shape[axis], 1)
+        )
+    else:
+        flat = x.reshape(1, -1) if x.numel() else x.new_zeros(1, 1)
+    _check_no_nan("x", x)
+    scale, zero_point = choose_qparams(flat.amin(1), flat.amax(1), spec)
+    if axis is None:
+        return quantize_per_tensor(x, scale[0], zero_point[0], spec.dtype)
+    return quantize_per_channel(x, scale, zero_point, axis, spec.dtype)
