@@ -7,7 +7,6 @@ rounded once to float32, as ``torch.quantize_per_tensor`` does. Dequantize:
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -17,7 +16,10 @@ from torch import Tensor
 from .spec import PerChannel, PerTensor, QuantSpec
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""No scale below the smallest normal float32, so that ``1/scale`` stays finite."""
+"""No scale is chosen below the smallest normal float32, so that ``1/scale`` stays finite."""
+
+_RECIPROCAL_OVERFLOWS = 2.0**-128
+"""The largest scale whose reciprocal is infinite in float32."""
 
 _SIGNED = {torch.int8: True, torch.uint8: False, torch.qint8: True, torch.quint8: False}
 
@@ -53,9 +55,9 @@ class QTensor:
 
     Args:
         int_repr: the integers, ``torch.int8`` or ``torch.uint8``, any shape.
-        scale: positive and finite. A float or 0-d tensor, or for per-channel a vector with one
-            entry for each index along the channel axis. Stored as float32, the type the
-            arithmetic uses.
+        scale: positive and finite in float32, and so its reciprocal (above 2⁻¹²⁸). A float or 0-d
+            tensor, or for per-channel a vector with one entry for each index along the channel
+            axis. Stored as float32, the type the arithmetic uses.
         zero_point: an int, or integers of ``scale``'s shape, within the range of the integers.
             Stored as int32.
         axis: the channel axis; ``None`` means per tensor.
@@ -84,11 +86,14 @@ class QTensor:
             got = int_repr.dtype if isinstance(int_repr, Tensor) else type(int_repr).__name__
             raise TypeError(f"int_repr must be a torch.int8 or torch.uint8 tensor, got {got}")
         device = int_repr.device
-        scale = torch.as_tensor(scale, device=device).detach().to(torch.float32)
+        # The dtype is named: a Python float would become torch.get_default_dtype() first.
+        scale = torch.as_tensor(scale, dtype=torch.float32, device=device).detach()
         zero_point = torch.as_tensor(zero_point, device=device).detach()
         if zero_point.is_floating_point() or zero_point.dtype == torch.bool:
             raise TypeError(f"zero_point must hold integers, got {zero_point.dtype}")
         if axis is not None:
+            if not isinstance(axis, int) or isinstance(axis, bool):
+                raise TypeError(f"axis must be an int or None, got {type(axis).__name__}")
             if not -int_repr.ndim <= axis < int_repr.ndim:
                 raise ValueError(
                     f"axis must be within [{-int_repr.ndim}, {int_repr.ndim - 1}] for a tensor of "
@@ -107,8 +112,11 @@ class QTensor:
                     f"({'per tensor' if axis is None else f'per channel along axis {axis}'}), "
                     f"got {tuple(t.shape)}"
                 )
-        if not bool(((scale > 0) & scale.isfinite()).all()):
-            raise ValueError(f"scale must be positive and finite in float32, got {_bad(scale)}")
+        if not bool(_good(scale).all()):
+            raise ValueError(
+                "scale must be positive and finite in float32, and so must 1/scale; got "
+                f"{float(scale[~_good(scale)].flatten()[0])}"
+            )
         info = torch.iinfo(int_repr.dtype)
         if zero_point.numel() and not (
             info.min <= int(zero_point.min()) and int(zero_point.max()) <= info.max
@@ -136,7 +144,8 @@ class QTensor:
         """
         if not isinstance(q, Tensor) or not q.is_quantized:
             raise TypeError(f"q must be a quantized torch.Tensor, got {_describe(q)}")
-        _dtype_is_signed(q.dtype)
+        if q.dtype not in _SIGNED:
+            raise TypeError(f"q must be of torch.quint8 or torch.qint8, got {q.dtype}")
         scheme = q.qscheme()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that its accessors are deprecated
@@ -278,12 +287,14 @@ class QTensor:
         if self._axis is None:
             return QTensor(integers, self._scale, self._zero_point)
         parts = index if isinstance(index, tuple) else (index,)
-        if any(part is None or isinstance(part, Tensor | list) for part in parts):
-            if len(parts) == 1 and self._axis == 0 and parts[0] is not None:
-                part = parts[0]
-                chosen = torch.as_tensor(part)
-                if chosen.ndim == 1:
-                    return QTensor(integers, self._scale[part], self._zero_point[part], 0)
+        if not all(part is Ellipsis or isinstance(part, slice) or _is_int(part) for part in parts):
+            if (
+                self._axis == 0
+                and len(parts) == 1
+                and isinstance(parts[0], Tensor | list)
+                and torch.as_tensor(parts[0]).ndim == 1
+            ):
+                return QTensor(integers, self._scale[parts[0]], self._zero_point[parts[0]], 0)
             raise IndexError(
                 "a per-channel QTensor takes integers and slices, or one list or 1-d tensor along "
                 f"channel axis 0; got {index!r} with the channel axis {self._axis}"
@@ -301,6 +312,10 @@ class QTensor:
             self._zero_point[along],
             axis if isinstance(along, slice) else None,
         )
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """For ``copy``: the packed form is of this process and is made again when needed."""
+        return None, {name: getattr(self, name) for name in self.__slots__} | {"_packed": None}
 
     def __repr__(self) -> str:
         values = str(self.dequantize())
@@ -324,8 +339,12 @@ class QTensor:
             raise ValueError(f"{name} needs a per-channel QTensor; this one is per tensor")
 
 
-def _bad(scale: Tensor) -> str:
-    return str(float(scale[~((scale > 0) & scale.isfinite())].flatten()[0]))
+def _good(scale: Tensor) -> Tensor:
+    return (scale > _RECIPROCAL_OVERFLOWS) & scale.isfinite()
+
+
+def _is_int(index: Any) -> bool:
+    return not isinstance(index, bool | Tensor) and hasattr(index, "__index__")
 
 
 def _describe(x: object) -> str:
@@ -341,7 +360,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int)
     """The integers of ``x`` as int32: clamped, rounded half to even.
 
     ``scale`` (float32) and ``zero_point`` (int32) broadcast against ``x`` (converted to float32).
-    NaN has no integer; callers deal with it first.
+    NaN has no integer. Callers deal with it first; what gets here all the same becomes ``qmin``.
     """
     inverse = 1.0 / scale
     # Clamp as floats first: int conversion of a value out of range is undefined. Rounding is
@@ -350,7 +369,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int)
     low = (qmin - zero_point).to(torch.float32)
     high = (qmax - zero_point).to(torch.float32)
     scaled = torch.round(x.to(torch.float32) * inverse)
-    return torch.minimum(torch.maximum(scaled, low), high).to(torch.int32) + zero_point
+    return torch.minimum(torch.fmax(scaled, low), high).to(torch.int32) + zero_point
 
 
 def _check_no_nan(name: str, x: Tensor) -> None:
@@ -429,7 +448,7 @@ def choose_qparams(lo: Tensor, hi: Tensor, spec: QuantSpec) -> tuple[Tensor, Ten
 
     The range is first widened to hold zero, so that zero is exactly representable (Jacob et al.
     2018, section 2.1, https://arxiv.org/abs/1712.05877). Asymmetric: ``scale = hi/(qmax − qmin) −
-    lo/(qmax − qmin)``, which cannot overflow, and ``zero_point = qmin + round(−lo/scale)``.
+    lo/(qmax − qmin)``, which cannot overflow, and ``zero_point = qmin + round(−lo · (1/scale))``.
     Symmetric: ``scale = max(|lo|, |hi|)/((qmax − qmin)//2)``. No scale falls below the smallest
     normal float32, which keeps ``1/scale`` finite for constant and denormal ranges.
 
@@ -441,17 +460,29 @@ def choose_qparams(lo: Tensor, hi: Tensor, spec: QuantSpec) -> tuple[Tensor, Ten
         ``(scale, zero_point)``: float32 and int32 tensors of ``lo``'s shape.
 
     Raises:
-        ValueError: ``lo`` or ``hi`` is not finite.
+        ValueError: ``lo`` or ``hi`` is not finite in float32, ``lo`` above ``hi``, or of another
+            shape.
 
-    >>> choose_qparams(torch.tensor(-1.0), torch.tensor(1.55), QuantSpec(signed=False, symmetric=False))
+    >>> spec = QuantSpec(signed=False, symmetric=False)
+    >>> choose_qparams(torch.tensor(-1.0), torch.tensor(1.55), spec)
     (tensor(0.0100), tensor(100, dtype=torch.int32))
     """
     lo, hi = lo.detach().to(torch.float32), hi.detach().to(torch.float32)
     for name, t in (("lo", lo), ("hi", hi)):
         if not bool(t.isfinite().all()):
             raise ValueError(f"{name} must be finite, got {t[~t.isfinite()].flatten()[0].item()}")
+    if lo.shape != hi.shape:
+        raise ValueError(
+            f"lo and hi must have one shape, got {tuple(lo.shape)} and {tuple(hi.shape)}"
+        )
+    if bool((lo > hi).any()):
+        raise ValueError(
+            f"lo must not be above hi, got {lo[lo > hi].flatten()[0].item()} above "
+            f"{hi[lo > hi].flatten()[0].item()}"
+        )
     lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
-    steps = spec.qmax - spec.qmin
+    # A tensor, since dividing by a number may multiply by its rounded reciprocal.
+    steps = torch.full_like(hi, spec.qmax - spec.qmin)
     if spec.symmetric:
         scale = (torch.maximum(-lo, hi) / (steps // 2)).clamp(min=SMALLEST_SCALE)
         return scale, torch.full_like(scale, spec.zero_point_if_symmetric, dtype=torch.int32)
@@ -473,19 +504,18 @@ def quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
     """
     _check_float("x", x)
     x = x.detach()
+    if not bool(x.isfinite().all()):
+        first = tuple((~x.isfinite()).nonzero()[0].tolist())
+        raise ValueError(f"x must be finite, got {x[first].item()} (first at index {first})")
     axis: int | None = None
     if isinstance(spec.granularity, PerChannel):
         axis = spec.granularity.axis
         if not -x.ndim <= axis < x.ndim:
             raise ValueError(f"axis {axis} is not an axis of a tensor of shape {tuple(x.shape)}")
-        flat = (
-            x.movedim(axis, 0).reshape(x.shape[axis], math.prod(x.shape) // x.shape[axis])
-            if (x.numel())
-            else x.new_zeros(x.shape[axis], 1)
-        )
+        flat = x.movedim(axis, 0).flatten(1) if x.ndim > 1 else x[:, None]
+        flat = flat if x.numel() else x.new_zeros(x.shape[axis], 1)
     else:
         flat = x.reshape(1, -1) if x.numel() else x.new_zeros(1, 1)
-    _check_no_nan("x", x)
     scale, zero_point = choose_qparams(flat.amin(1), flat.amax(1), spec)
     if axis is None:
         return quantize_per_tensor(x, scale[0], zero_point[0], spec.dtype)
