@@ -26,7 +26,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x: ``(rows, k)`` floating point.
 
     Returns:
-        ``(q, scale, zero_point, finite)``: int32 ``(rows, k)``; float32, int32 and bool ``(rows,)``.
+        ``(q, scale, zero_point, finite)``: int32 ``(rows, k)``; float32, int32, bool ``(rows,)``.
         A row that is not ``finite`` holds NaN or ±Inf; its integers mean nothing.
     """
     x = x.to(torch.float32)
@@ -58,7 +58,7 @@ def integer_product(
     """
     a = q.to(torch.float64) - zero_point.to(torch.float64).reshape(-1, 1)
     b = weight.to(torch.float64) - weight_zero_point.to(torch.float64).reshape(-1, 1)
-    return a @ b.T
+    return a @ b.T + 0.0  # a sum of −0 products may be −0; integers have one zero
 
 
 def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
