@@ -122,7 +122,7 @@ def linear_static(
         raise TypeError("input_scale and input_zero_point are needed for a float input")
     scale, zero_point = float(input_scale), int(input_zero_point)
     _check_static(scale, zero_point)
-    if _needs_gradient(input):
+    if _needs_gradient(input, bias):
         return _StraightThrough.apply(input, weight, linear_static, bias, scale, zero_point)
     if kernels.usable(input, weight):
         return kernels.linear_static(input, weight, bias, scale, zero_point)
@@ -150,10 +150,10 @@ def linear_dynamic(input: Tensor, weight: QTensor, bias: Tensor | None = None) -
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
-    if _needs_gradient(input):
+    if _needs_gradient(input, bias):
         return _StraightThrough.apply(input, weight, linear_dynamic, bias)
     weight = _own(weight)
-    _check(input, weight, bias)
+    _check(input, weight, bias, quantized_input=False)
     if kernels.usable(input, weight):
         return kernels.linear_dynamic(input, weight, bias)
     return _rows(input, reference.linear_dynamic, weight, bias, input.dtype)
@@ -164,37 +164,49 @@ def linear_weight_only(input: Tensor, weight: QTensor, bias: Tensor | None = Non
 
     Args, returns and raises as :func:`linear_dynamic`.
     """
-    if _needs_gradient(input):
+    if _needs_gradient(input, bias):
         return _StraightThrough.apply(input, weight, linear_weight_only, bias)
     weight = _own(weight)
-    _check(input, weight, bias)
+    _check(input, weight, bias, quantized_input=False)
     if kernels.usable(input, weight):
         return kernels.linear_weight_only(input, weight, bias)
     return _rows(input, reference.linear_weight_only, weight, bias, input.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Gradients to the input as if activations were not quantized (the straight-through estimator
-    of Bengio et al. 2013, https://arxiv.org/abs/1308.3432): ``grad_x = grad_y · dequantize(A)``."""
+    """Gradients to input and bias as if activations were not quantized (the straight-through
+    estimator of Bengio et al. 2013, https://arxiv.org/abs/1308.3432): ``grad_x = grad_y ·
+    dequantize(A)``, and ``grad_b`` is the sum of ``grad_y`` over the rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: QTensor, function: Any, *rest: Any) -> Tensor:
-        ctx.weight = weight
-        return function(x.detach(), weight, *rest)
+    def forward(
+        ctx: Any, x: Tensor, weight: QTensor, function: Any, bias: Tensor | None, *rest: Any
+    ) -> Tensor:
+        ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
+        return function(x.detach(), weight, None if bias is None else bias.detach(), *rest)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_x = grad @ _own(ctx.weight).dequantize().to(grad.dtype)
-        return (grad_x, None, None, None, None, None)[: len(ctx.needs_input_grad)]
+        grad_x = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ _own(ctx.weight).dequantize().to(grad.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_b = grad.reshape(grad.shape[:-1].numel(), grad.shape[-1]).sum(0)
+            grad_b = grad_b.to(ctx.bias_dtype)
+        return grad_x, None, None, grad_b, *[None] * (len(ctx.needs_input_grad) - 4)
 
 
-def _needs_gradient(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+def _needs_gradient(x: Any, bias: Any) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and (x.requires_grad or (isinstance(bias, Tensor) and bias.requires_grad))
+        and torch.is_grad_enabled()
+    )
 
 
 def _own(x: Any) -> Any:
     """Convert torch's own quantized tensors; pass everything else through."""
-    if type(x) is Tensor and x.is_quantized:
+    if isinstance(x, Tensor) and x.is_quantized:
         return QTensor.from_torch(x)
     return x
 
@@ -203,13 +215,20 @@ def _name(x: object) -> str:
     return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def _check(input: Any, weight: Any, bias: Any) -> None:
+def _check(input: Any, weight: Any, bias: Any, quantized_input: bool = True) -> None:
     if not isinstance(weight, QTensor):
         raise TypeError(f"weight must be a QTensor, got {_name(weight)}")
-    if not isinstance(input, QTensor) and not (
-        isinstance(input, Tensor) and input.is_floating_point()
-    ):
-        raise TypeError(f"input must be a QTensor or a floating-point tensor, got {_name(input)}")
+    if isinstance(input, QTensor):
+        if not quantized_input:
+            raise TypeError(
+                "input must be a floating-point tensor, got a QTensor, which linear and "
+                "linear_static take"
+            )
+    elif not (isinstance(input, Tensor) and input.is_floating_point()):
+        raise TypeError(
+            f"input must be {'a QTensor or ' if quantized_input else ''}a floating-point tensor, "
+            f"got {_name(input)}"
+        )
     if weight.ndim != 2 or weight.axis not in (None, 0):
         raise ValueError(
             "weight must have shape (out_features, in_features), per tensor or per channel along "
@@ -234,8 +253,11 @@ def _check(input: Any, weight: Any, bias: Any) -> None:
 
 
 def _check_static(scale: float, zero_point: int) -> None:
-    if not 0.0 < scale < float("inf"):
-        raise ValueError(f"input_scale must be positive and finite, got {scale}")
+    # The bounds within which float32(scale) and its reciprocal are finite, as QTensor asks.
+    if not 2.0**-128 + 2.0**-150 < scale < 2.0**128 - 2.0**103:
+        raise ValueError(
+            f"input_scale must be positive and finite in float32, and so must 1/scale; got {scale}"
+        )
     if not 0 <= zero_point <= 255:
         raise ValueError(f"input_zero_point must be within [0, 255], got {zero_point}")
 
