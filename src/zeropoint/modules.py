@@ -98,16 +98,16 @@ class QuantizedLinear(nn.Module):
     Modes:
 
     * ``"dynamic"``: float in, float out; each row of activations is quantized on the fly;
-    * ``"static"``: activations have a scale and zero point known beforehand. Takes floats (quantized
-      on the way) or a :class:`QTensor`; gives floats, or a ``QTensor`` where ``output_scale`` is
-      set and the input is a ``QTensor``;
+    * ``"static"``: activations have a scale and zero point known beforehand. Takes floats
+      (quantized on the way) or a :class:`QTensor` (torch's own is converted); gives floats, or a
+      ``QTensor`` where ``output_scale`` is set and the input is a ``QTensor``;
     * ``"weight-only"``: float activations × dequantized weights.
 
     State is plain buffers: ``weight`` int8 ``(out, in)``, ``scale`` float32 ``(out,)``,
     ``zero_point`` int32 ``(out,)``, ``bias`` float32 ``(out,)`` or ``None``; in static mode
     ``input_scale`` float32 ``()`` and ``input_zero_point`` int32 ``()``, and ``output_scale`` and
-    ``output_zero_point`` of the same shapes, or ``None``. The packed copy for the hardware is made at
-    the first call, dropped when a buffer changes, and never saved. Scales and bias stay float32
+    ``output_zero_point`` of the same shapes, or ``None``. The packed copy for the hardware is made
+    at the first call, dropped when a buffer changes, and never saved. Scales and bias stay float32
     through ``.to(dtype)``, ``.half()`` and the like.
 
     Args:
@@ -230,6 +230,8 @@ class QuantizedLinear(nn.Module):
             )
         out_features, in_features = weight.shape
         device = weight.device
+        if bias is not None and tuple(bias.shape) != (out_features,):
+            raise ValueError(f"bias must have shape ({out_features},), got {tuple(bias.shape)}")
         layer = cls(
             in_features, out_features, bias is not None, mode, output_qparams is not None, device
         )
@@ -263,6 +265,8 @@ class QuantizedLinear(nn.Module):
             return functional.linear_dynamic(input, weight, bias)  # type: ignore[arg-type]
         if mode == "weight-only":
             return functional.linear_weight_only(input, weight, bias)  # type: ignore[arg-type]
+        if isinstance(input, Tensor) and input.is_quantized:
+            input = QTensor.from_torch(input)
         if isinstance(input, QTensor):
             if self.output_scale is not None:
                 return functional.linear(
@@ -280,8 +284,14 @@ class QuantizedLinear(nn.Module):
 
     def dequantize(self) -> Linear:
         """The float layer these integers stand for: a trainable :class:`Linear`, float32."""
-        linear = Linear(
-            self.in_features, self.out_features, self.bias is not None, self.weight.device
+        # skip_init: drawing numbers only to overwrite them would move the caller's generator.
+        linear = nn.utils.skip_init(
+            Linear,
+            self.in_features,
+            self.out_features,
+            self.bias is not None,
+            device=self.weight.device,
+            dtype=torch.float32,
         )
         with torch.no_grad():
             linear.weight.copy_(self.weight_qtensor().dequantize())
@@ -301,7 +311,8 @@ class QuantizedLinear(nn.Module):
         static: tuple[Any, ...] = (None, None, None, None, None)
         if self.mode == "static":
             scale, zero_point = b["input_scale"], b["input_zero_point"]
-            assert scale is not None and zero_point is not None
+            assert scale is not None
+            assert zero_point is not None
             static = (
                 float(scale),
                 int(zero_point),
@@ -323,10 +334,12 @@ class QuantizedLinear(nn.Module):
         self._cache = None
         return self
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._cache = None  # inference tensors have no version counter that would tell
+
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_cache"] = None
-        return state
+        return super().__getstate__() | {"_cache": None}
 
 
 def _version(t: Tensor) -> int:
@@ -341,9 +354,9 @@ def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
         return False
     if cache[2] is not buffers["zero_point"]:
         return False
-    scale, zero_point = cache[5], cache[6]
-    return scale is None or (
-        scale is buffers["input_scale"]
-        and zero_point is buffers["input_zero_point"]
-        and cache[7] == (_version(scale), _version(zero_point))
+    scale, zero_point = buffers["input_scale"], buffers["input_zero_point"]
+    if cache[5] is not scale or cache[6] is not zero_point:
+        return False
+    return (
+        scale is None or zero_point is None or cache[7] == (_version(scale), _version(zero_point))
     )
