@@ -2,6 +2,16 @@
 
 from . import functional
 from .modules import Linear, QuantizedLinear
+from .observers import (
+    EntropyObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    MSEObserver,
+    Observer,
+    PercentileObserver,
+)
+from .quantize import QuantizationSummary, quantize
+from .recipes import RECIPES, LayerRecipe, Recipe, get_recipe
 from .spec import (
     ACTIVATION_UINT8,
     WEIGHT_INT8,
@@ -19,15 +29,27 @@ from .tensor import (
 
 __all__ = [
     "ACTIVATION_UINT8",
+    "RECIPES",
     "WEIGHT_INT8",
+    "EntropyObserver",
+    "LayerRecipe",
     "Linear",
+    "MSEObserver",
+    "MinMaxObserver",
+    "MovingAverageObserver",
+    "Observer",
     "PerChannel",
     "PerTensor",
+    "PercentileObserver",
     "QTensor",
     "QuantSpec",
+    "QuantizationSummary",
     "QuantizedLinear",
+    "Recipe",
     "choose_qparams",
     "functional",
+    "get_recipe",
+    "quantize",
     "quantize_per_channel",
     "quantize_per_tensor",
     "quantize_to_spec",

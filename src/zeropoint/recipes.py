@@ -1,0 +1,234 @@
+"""Recipes: which spec and which mode each layer of a model gets. Plain data, readable as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+from .calibrate import DEFAULT_OBSERVER, OBSERVERS
+from .modules import Mode
+from .spec import ACTIVATION_UINT8, WEIGHT_INT8, PerChannel, PerTensor, QuantSpec
+
+
+def spec_to_dict(spec: QuantSpec) -> dict[str, Any]:
+    """A :class:`QuantSpec` as JSON types.
+
+    >>> spec_to_dict(WEIGHT_INT8)
+    {'bits': 8, 'signed': True, 'symmetric': True, 'granularity': 'per-channel', 'axis': 0}
+    """
+    d: dict[str, Any] = {"bits": spec.bits, "signed": spec.signed, "symmetric": spec.symmetric}
+    if isinstance(spec.granularity, PerChannel):
+        return {**d, "granularity": "per-channel", "axis": spec.granularity.axis}
+    return {**d, "granularity": "per-tensor"}
+
+
+def spec_from_dict(d: Mapping[str, Any]) -> QuantSpec:
+    """The inverse of :func:`spec_to_dict`.
+
+    Raises:
+        TypeError, ValueError: not a mapping, unknown or missing keys, or values that do not fit.
+    """
+    known: tuple[str, ...] = ("bits", "signed", "symmetric", "granularity")
+    granularity = d.get("granularity") if isinstance(d, Mapping) else None
+    if granularity == "per-channel":
+        known = (*known, "axis")
+    _check_keys("a spec", d, known, required=known)
+    if granularity not in ("per-tensor", "per-channel"):
+        raise ValueError(f"granularity must be 'per-tensor' or 'per-channel', got {granularity!r}")
+    return QuantSpec(
+        d["bits"],
+        d["signed"],
+        d["symmetric"],
+        PerChannel(d["axis"]) if granularity == "per-channel" else PerTensor(),
+    )
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """How one Linear layer is quantized.
+
+    Args:
+        mode: ``"dynamic"``, ``"static"`` or ``"weight-only"``, see :class:`QuantizedLinear`.
+        weight: spec of the weight, per tensor or per channel along axis 0 (the output channel).
+        activation: spec of the input, unsigned and per tensor; static mode only.
+        observer: how the input's range is chosen, one of :data:`zeropoint.calibrate.OBSERVERS`;
+            static mode only.
+
+    Raises:
+        TypeError, ValueError: a field that the layer cannot follow.
+
+    >>> print(LayerRecipe("dynamic"))
+    dynamic, weight int8 per channel
+    """
+
+    mode: Mode
+    weight: QuantSpec = WEIGHT_INT8
+    activation: QuantSpec = ACTIVATION_UINT8
+    observer: str = DEFAULT_OBSERVER
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
+        for field in ("weight", "activation"):
+            spec = getattr(self, field)
+            if not isinstance(spec, QuantSpec):
+                raise TypeError(f"{field} must be a QuantSpec, got {type(spec).__name__}")
+        if self.weight.granularity not in (PerTensor(), PerChannel(0)):
+            raise ValueError(
+                f"weight must be per tensor or PerChannel(0), got {self.weight.granularity!r}"
+            )
+        if self.activation.signed or self.activation.granularity != PerTensor():
+            raise ValueError(f"activation must be unsigned and per tensor, got {self.activation!r}")
+        if self.observer not in OBSERVERS:
+            raise ValueError(
+                f"observer must be one of {', '.join(OBSERVERS)}, got {self.observer!r}"
+            )
+
+    def __str__(self) -> str:
+        text = f"{self.mode}, weight {_describe(self.weight)}"
+        if self.mode == "static":
+            text += f", input {_describe(self.activation)} by {self.observer}"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """This recipe as JSON types; what only static mode reads is left out elsewhere."""
+        d: dict[str, Any] = {"mode": self.mode, "weight": spec_to_dict(self.weight)}
+        if self.mode == "static":
+            d |= {"activation": spec_to_dict(self.activation), "observer": self.observer}
+        return d
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> LayerRecipe:
+        """The inverse of :meth:`to_dict`; all but ``mode`` may be missing.
+
+        Raises:
+            TypeError, ValueError: not a mapping, unknown keys, or values that do not fit.
+        """
+        _check_keys("a layer's recipe", d, [f.name for f in fields(cls)], required=("mode",))
+        specs = {k: spec_from_dict(d[k]) for k in ("weight", "activation") if k in d}
+        return cls(**{**d, **specs})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How each Linear layer of a model is quantized.
+
+    Args:
+        default: for layers that no pattern matches; ``None`` keeps them float.
+        overrides: ``(pattern, layer recipe or None)`` pairs. The first pattern that matches a
+            layer's qualified name wins; ``None`` keeps the layer float. Patterns are globs as in
+            :mod:`fnmatch`, case-sensitive, and ``*`` also matches dots.
+
+    Raises:
+        TypeError: a field of the wrong type.
+
+    >>> recipe = Recipe(LayerRecipe("dynamic"), overrides=(("*.lm_head", None),))
+    >>> Recipe.from_dict(recipe.to_dict()) == recipe
+    True
+    """
+
+    default: LayerRecipe | None
+    overrides: tuple[tuple[str, LayerRecipe | None], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.default, LayerRecipe | None):
+            raise TypeError(
+                f"default must be a LayerRecipe or None, got {type(self.default).__name__}"
+            )
+        overrides = tuple(tuple(pair) for pair in self.overrides)
+        for pair in overrides:
+            if not (
+                len(pair) == 2
+                and isinstance(pair[0], str)
+                and isinstance(pair[1], LayerRecipe | None)
+            ):
+                raise TypeError(
+                    f"overrides must hold (pattern, LayerRecipe or None) pairs, got {pair!r}"
+                )
+        object.__setattr__(self, "overrides", overrides)
+
+    def match(self, names: Iterable[str]) -> tuple[LayerRecipe | None, str | None]:
+        """What a layer known by these names gets, and the pattern that decided, if one did."""
+        names = list(names)
+        for pattern, layer in self.overrides:
+            if any(fnmatchcase(name, pattern) for name in names):
+                return layer, pattern
+        return self.default, None
+
+    def to_dict(self) -> dict[str, Any]:
+        """This recipe as JSON types."""
+        return {
+            "default": None if self.default is None else self.default.to_dict(),
+            "overrides": [[p, None if r is None else r.to_dict()] for p, r in self.overrides],
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Recipe:
+        """The inverse of :meth:`to_dict`; ``overrides`` may be missing.
+
+        Raises:
+            TypeError, ValueError: not a mapping, unknown keys, or values that do not fit.
+        """
+        _check_keys("a recipe", d, ("default", "overrides"), required=("default",))
+        overrides = d.get("overrides", [])
+        if not isinstance(overrides, list | tuple) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in overrides
+        ):
+            raise TypeError(f"overrides must be a list of [pattern, recipe] pairs: {overrides!r}")
+
+        def layer(value: Any) -> LayerRecipe | None:
+            return None if value is None else LayerRecipe.from_dict(value)
+
+        return cls(layer(d["default"]), tuple((p, layer(r)) for p, r in overrides))
+
+
+RECIPES: dict[str, Recipe] = {
+    "int8-dynamic": Recipe(LayerRecipe("dynamic")),
+    "int8-static": Recipe(LayerRecipe("static")),
+    "int8-weight-only": Recipe(LayerRecipe("weight-only")),
+}
+"""Recipes by name."""
+
+
+def get_recipe(recipe: str | Recipe | LayerRecipe) -> Recipe:
+    """A recipe by its name; recipes pass through, and a layer's recipe stands for all layers.
+
+    Raises:
+        ValueError: no recipe has this name.
+        TypeError: something else than a name or recipe.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, LayerRecipe):
+        return Recipe(recipe)
+    if not isinstance(recipe, str):
+        raise TypeError(
+            f"recipe must be a name, a Recipe or a LayerRecipe, got {type(recipe).__name__}"
+        )
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    return RECIPES[recipe]
+
+
+def _describe(spec: QuantSpec) -> str:
+    name = f"{'int' if spec.signed else 'uint'}{spec.bits}"
+    where = "per channel" if isinstance(spec.granularity, PerChannel) else "per tensor"
+    # Signed symmetric and unsigned asymmetric are what one expects; the rest is said.
+    usual = spec.symmetric == spec.signed
+    return f"{name} {where}" + (
+        "" if usual else " symmetric" if spec.symmetric else " with zero points"
+    )
+
+
+def _check_keys(what: str, d: Any, known: Iterable[str], required: Iterable[str]) -> None:
+    if not isinstance(d, Mapping):
+        raise TypeError(f"{what} must be a mapping, got {type(d).__name__}")
+    known = tuple(known)
+    for key in d:
+        if key not in known:
+            raise ValueError(f"{what} has the keys {', '.join(known)}; got {key!r}")
+    for key in required:
+        if key not in d:
+            raise ValueError(f"{what} must have the key {key!r}")
