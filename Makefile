@@ -9,6 +9,7 @@ OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
+BUILD := $(INSTALL) --build-constraint constraints.txt
 WHAT := '.[report,models]'
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE constraints.txt \
   $(shell find csrc src -type f -not -path '*/__pycache__/*')
@@ -55,11 +56,11 @@ $(VENV)/.made:
 
 # As users install it: without a compiler, the Python part alone.
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
-	$(INSTALL) $(WHAT)
+	$(BUILD) $(WHAT)
 	@touch $@
 
 # As developers need it: with the tools, and no tests of a package that lost its core.
 $(VENV)/.test: $(VENV)/.made $(SOURCES)
-	ZEROPOINT_REQUIRE_CORE=1 $(INSTALL) -C cmake.define.ZEROPOINT_WERROR=ON \
+	ZEROPOINT_REQUIRE_CORE=1 $(BUILD) -C cmake.define.ZEROPOINT_WERROR=ON \
 	  --group lint --group test $(WHAT)
 	@touch $@
