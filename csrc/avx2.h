@@ -1,0 +1,96 @@
+// Vector operations of AVX2 with FMA and F16C, for kernel.h. Shared by linear_avx2.cpp and
+// linear_avxvnni.cpp, each inside its anonymous namespace; each adds its own dot product.
+
+struct Avx2Base {
+  using f32 = __m256;
+  using i32 = __m256i;
+  static constexpr int lanes = 8, quantize_width = 32;
+  static constexpr int float_rows = 6, float_vecs = 2;
+
+  static ZP_INLINE f32 zero_f32() { return _mm256_setzero_ps(); }
+  static ZP_INLINE i32 zero_i32() { return _mm256_setzero_si256(); }
+  static ZP_INLINE f32 set1(float v) { return _mm256_set1_ps(v); }
+  static ZP_INLINE i32 set1_i32(int32_t v) { return _mm256_set1_epi32(v); }
+  static ZP_INLINE f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
+  static ZP_INLINE f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
+  static ZP_INLINE f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
+  static ZP_INLINE f32 min(f32 a, f32 b) { return _mm256_min_ps(a, b); }
+  static ZP_INLINE f32 max(f32 a, f32 b) { return _mm256_max_ps(a, b); }
+  static ZP_INLINE f32 or_nan(f32 a, f32 v) {
+    return _mm256_or_ps(a, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
+  static ZP_INLINE i32 add_i32(i32 a, i32 b) { return _mm256_add_epi32(a, b); }
+  static ZP_INLINE i32 sub_i32(i32 a, i32 b) { return _mm256_sub_epi32(a, b); }
+  static ZP_INLINE i32 mul_i32(i32 a, i32 b) { return _mm256_mullo_epi32(a, b); }
+  static ZP_INLINE f32 to_f32(i32 v) { return _mm256_cvtepi32_ps(v); }
+  static ZP_INLINE i32 to_i32(f32 v) { return _mm256_cvtps_epi32(v); }
+  static ZP_INLINE i32 load_i32(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static ZP_INLINE void store_i32(int32_t* p, i32 v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  }
+  static ZP_INLINE __m128i low_words(i32 v) {  // the low 16 bits of each lane
+    const i32 masked = _mm256_and_si256(v, set1_i32(0xffff));
+    return _mm_packus_epi32(_mm256_castsi256_si128(masked), _mm256_extracti128_si256(masked, 1));
+  }
+  static ZP_INLINE void store_bytes(uint8_t* p, i32 v) {
+    const __m128i words = low_words(_mm256_and_si256(v, set1_i32(0xff)));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+  static ZP_INLINE void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  }
+
+  template <Type T>
+  static ZP_INLINE f32 load(const void* x, int64_t i) {
+    if constexpr (T == F32) return _mm256_loadu_ps(static_cast<const float*>(x) + i);
+    const __m128i h =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(x) + i));
+    if constexpr (T == BF16)
+      return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    return _mm256_cvtph_ps(h);
+  }
+
+  template <Type Y>
+  static ZP_INLINE void store(void* y, int64_t i, f32 v) {
+    if constexpr (Y == F32) {
+      _mm256_storeu_ps(static_cast<float*>(y) + i, v);
+    } else {
+      __m128i h;
+      if constexpr (Y == BF16) {
+        const i32 bits = _mm256_castps_si256(v);
+        const i32 odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), set1_i32(1));
+        const i32 top = _mm256_srli_epi32(add_i32(add_i32(bits, set1_i32(0x7fff)), odd), 16);
+        const f32 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+        h = low_words(_mm256_castps_si256(_mm256_blendv_ps(
+            _mm256_castsi256_ps(top), _mm256_castsi256_ps(set1_i32(0x7fc0)), nan)));
+      } else {
+        h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      }
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(y) + i), h);
+    }
+  }
+
+  template <int J>
+  static ZP_INLINE i32 byte(i32 quad, i32 zero) {
+    if constexpr (J < 3) quad = _mm256_slli_epi32(quad, 24 - 8 * J);
+    return sub_i32(_mm256_srai_epi32(quad, 24), zero);
+  }
+
+  template <Type T>
+  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
+                                 int32_t zero_point, uint8_t* q) {
+    i32 v[4];
+    for (int j = 0; j < 4; j++) {
+      const f32 scaled = mul(load<T>(x, i + 8 * j), set1(inverse));
+      v[j] = to_i32(min(max(scaled, set1(low)), set1(high)));
+      v[j] = add_i32(v[j], set1_i32(zero_point));
+    }
+    // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
+    const i32 words = _mm256_packus_epi16(_mm256_packus_epi32(v[0], v[1]),
+                                          _mm256_packus_epi32(v[2], v[3]));
+    const i32 order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    store_i32(reinterpret_cast<int32_t*>(q), _mm256_permutevar8x32_epi32(words, order));
+  }
+};

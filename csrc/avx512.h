@@ -1,0 +1,98 @@
+// Vector operations of AVX-512 with VNNI, for kernel.h. Shared by linear_avx512vnni.cpp and
+// linear_amx.cpp, each inside its anonymous namespace.
+
+struct Avx512 {
+  using f32 = __m512;
+  using i32 = __m512i;
+  using a_t = __m512i;
+  using w_t = __m512i;
+  static constexpr int lanes = 16, quantize_width = 64;
+  static constexpr int int_rows = 6, int_vecs = 4, int_chains = 10;
+  static constexpr int float_rows = 6, float_vecs = 4;
+
+  static ZP_INLINE f32 zero_f32() { return _mm512_setzero_ps(); }
+  static ZP_INLINE i32 zero_i32() { return _mm512_setzero_si512(); }
+  static ZP_INLINE f32 set1(float v) { return _mm512_set1_ps(v); }
+  static ZP_INLINE i32 set1_i32(int32_t v) { return _mm512_set1_epi32(v); }
+  static ZP_INLINE f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
+  static ZP_INLINE f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
+  static ZP_INLINE f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static ZP_INLINE f32 min(f32 a, f32 b) { return _mm512_min_ps(a, b); }
+  static ZP_INLINE f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
+  static ZP_INLINE f32 or_nan(f32 a, f32 v) {
+    return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
+  }
+  static ZP_INLINE i32 add_i32(i32 a, i32 b) { return _mm512_add_epi32(a, b); }
+  static ZP_INLINE i32 sub_i32(i32 a, i32 b) { return _mm512_sub_epi32(a, b); }
+  static ZP_INLINE i32 mul_i32(i32 a, i32 b) { return _mm512_mullo_epi32(a, b); }
+  static ZP_INLINE f32 to_f32(i32 v) { return _mm512_cvtepi32_ps(v); }
+  static ZP_INLINE i32 to_i32(f32 v) { return _mm512_cvtps_epi32(v); }
+  static ZP_INLINE i32 load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static ZP_INLINE void store_i32(int32_t* p, i32 v) { _mm512_storeu_si512(p, v); }
+  static ZP_INLINE void store_bytes(uint8_t* p, i32 v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+  }
+  static ZP_INLINE void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  }
+
+  template <Type T>
+  static ZP_INLINE f32 load(const void* x, int64_t i) {
+    if constexpr (T == F32) return _mm512_loadu_ps(static_cast<const float*>(x) + i);
+    const __m256i h = _mm256_loadu_si256(
+        reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(x) + i));
+    if constexpr (T == BF16)
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return _mm512_cvtph_ps(h);
+  }
+
+  template <Type Y>
+  static ZP_INLINE void store(void* y, int64_t i, f32 v) {
+    if constexpr (Y == F32) {
+      _mm512_storeu_ps(static_cast<float*>(y) + i, v);
+    } else {
+      __m256i h;
+      if constexpr (Y == BF16) {
+        const i32 bits = _mm512_castps_si512(v);
+        const i32 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), set1_i32(1));
+        i32 top = _mm512_srli_epi32(add_i32(add_i32(bits, set1_i32(0x7fff)), odd), 16);
+        top = _mm512_mask_mov_epi32(top, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), set1_i32(0x7fc0));
+        h = _mm512_cvtepi32_epi16(top);
+      } else {
+        h = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(y) + i), h);
+    }
+  }
+
+  static ZP_INLINE a_t load_a(const uint8_t* a) {
+    int32_t quad;
+    __builtin_memcpy(&quad, a, 4);
+    return _mm512_set1_epi32(quad);
+  }
+  static ZP_INLINE w_t load_w(const int8_t* w) { return _mm512_loadu_si512(w); }
+  static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) { return _mm512_dpbusd_epi32(acc, a, w); }
+
+  // Byte J of each four, sign-extended, less the zero point.
+  template <int J>
+  static ZP_INLINE i32 byte(i32 quad, i32 zero) {
+    if constexpr (J < 3) quad = _mm512_slli_epi32(quad, 24 - 8 * J);
+    return sub_i32(_mm512_srai_epi32(quad, 24), zero);
+  }
+
+  template <Type T>
+  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
+                                 int32_t zero_point, uint8_t* q) {
+    i32 v[4];
+    for (int j = 0; j < 4; j++) {
+      const f32 scaled = mul(load<T>(x, i + 16 * j), set1(inverse));
+      v[j] = to_i32(min(max(scaled, set1(low)), set1(high)));
+      v[j] = add_i32(v[j], set1_i32(zero_point));
+    }
+    // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
+    const i32 words = _mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]),
+                                          _mm512_packus_epi32(v[2], v[3]));
+    const i32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, words));
+  }
+};

@@ -1,0 +1,12 @@
+// What the kernel files need of dispatch.cpp: the tests of the CPU, so that no file compiled with
+// wide instructions holds code that runs before the test.
+#pragma once
+
+#include "zeropoint.h"
+
+namespace zp {
+bool cpu_has_avx2();
+bool cpu_has_avxvnni();
+bool cpu_has_avx512vnni();
+bool cpu_has_amx();
+}  // namespace zp

@@ -1,0 +1,437 @@
+// The calls: who computes which rows and panels, on how many threads, and in blocks of what size.
+// Activations are quantized by the thread that multiplies them, block by block, so that they are
+// still in its cache and no thread waits for another.
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include <pthread.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "zeropoint.h"
+
+namespace zp {
+namespace {
+#include "scalar.h"
+
+// Round to nearest, keep denormals: whatever the caller set is put back at the end.
+class FloatEnvironment {
+ public:
+#if defined(__x86_64__)
+  FloatEnvironment() : saved_(_mm_getcsr()) {
+    if ((saved_ & ~0x3fu) != 0x1f80u) _mm_setcsr(0x1f80u);
+  }
+  ~FloatEnvironment() {
+    if ((saved_ & ~0x3fu) != 0x1f80u) _mm_setcsr(saved_);
+  }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FloatEnvironment() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    if (saved_) __asm__ volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
+  }
+  ~FloatEnvironment() {
+    if (saved_) __asm__ volatile("msr fpcr, %0" ::"r"(saved_));
+  }
+
+ private:
+  uint64_t saved_;
+#endif
+};
+
+// Memory of one thread, kept from call to call. Growing forgets what was there.
+template <class T>
+class Room {
+ public:
+  ~Room() { std::free(p_); }
+  T* get(int64_t count) {
+    if (count > count_) {
+      std::free(p_);
+      count_ = 0;
+      p_ = static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)), 64))));
+      if (!p_) throw std::bad_alloc();
+      count_ = count;
+    }
+    return p_;
+  }
+
+ private:
+  T* p_ = nullptr;
+  int64_t count_ = 0;
+};
+
+thread_local struct {
+  Room<uint8_t> integers;     // quantized rows
+  Room<Row> row;
+  Room<float> bias;           // padded to whole panels
+  Room<float> floats;         // activations as float32
+  Room<float> weight_only;    // a dequantized part of a panel and its partial sums
+  Room<int32_t> accumulators; // of the wide path
+  Room<int64_t> totals, sums; // likewise
+} rooms;
+
+// GNU OpenMP's workers do not survive fork(): a child whose parent had used them would wait for
+// them forever. It computes on its own thread instead.
+std::atomic<bool> pool_used{false}, pool_lost{false};
+
+void after_fork_in_child() {
+  if (pool_used.load()) pool_lost.store(true);
+}
+
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, after_fork_in_child);
+
+int64_t l2_bytes() {
+  static const int64_t bytes = [] {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (size > 0) return int64_t(size);
+#endif
+    return int64_t(1) << 20;
+  }();
+  return bytes;
+}
+
+// How threads share rows and panels. Splitting rows has every thread read all weights; splitting
+// panels has every thread quantize all rows. The estimate of either, in nanoseconds, decides.
+struct Grid {
+  int rows = 1, panels = 1;
+};
+
+struct Work {
+  double mac_ns;       // one multiply-add
+  double input_ns;     // preparing one activation
+  double weight_ns;    // streaming one byte of weights
+  int64_t row_step;    // rows computed at a time
+};
+
+constexpr double kForkNs = 2000;
+
+Grid choose_grid(int64_t rows, int64_t panels, int64_t k, int threads, const Work& work) {
+  Grid best;
+  double best_ns = 0;
+  for (int by_rows = 1; by_rows <= threads; by_rows++) {
+    const int by_panels = threads / by_rows;
+    for (int panel_parts : {1, by_panels}) {
+      const double r = double(ceil_div(rows, by_rows)), lanes = double(ceil_div(panels, panel_parts)) * kPanel;
+      const double stepped = double(round_up(ceil_div(rows, by_rows), work.row_step));
+      const double ns = r * double(k) * work.input_ns +
+                        std::max(stepped * lanes * double(k) * work.mac_ns,
+                                 lanes * double(k) * work.weight_ns) +
+                        (by_rows * panel_parts > 1 ? kForkNs : 0.0);
+      if ((by_rows == 1 && panel_parts == 1) || ns < best_ns) {
+        best_ns = ns;
+        best.rows = by_rows;
+        best.panels = panel_parts;
+      }
+    }
+  }
+  return best;
+}
+
+// Call f(row part, panel part) for every cell of the grid, one thread each where they can be had.
+template <class F>
+void parallel(const Grid& grid, const F& f) {
+  const int cells = grid.rows * grid.panels;
+  if (cells == 1 || omp_in_parallel() || pool_lost.load(std::memory_order_relaxed)) {
+    const FloatEnvironment environment;
+    for (int i = 0; i < cells; i++) f(i / grid.panels, i % grid.panels);
+    return;
+  }
+  pool_used.store(true, std::memory_order_relaxed);
+  bool out_of_memory = false;
+#pragma omp parallel num_threads(cells)
+  {
+    const FloatEnvironment environment;
+    try {
+      for (int i = omp_get_thread_num(); i < cells; i += omp_get_num_threads())
+        f(i / grid.panels, i % grid.panels);
+    } catch (const std::bad_alloc&) {
+#pragma omp atomic write
+      out_of_memory = true;
+    }
+  }
+  if (out_of_memory) throw std::bad_alloc();
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Part i of `parts` of [0, count), cut at multiples of `step` and balanced.
+Range part(int64_t count, int64_t parts, int64_t i, int64_t step = 1) {
+  const int64_t steps = ceil_div(count, step);
+  return {std::min(count, steps * i / parts * step), std::min(count, steps * (i + 1) / parts * step)};
+}
+
+// n floats padded to whole panels, since kernels read whole vectors.
+const float* padded(const float* values, const PackedInt8& w) {
+  if (!values || w.n % kPanel == 0) return values;
+  float* room = rooms.bias.get(w.panels * kPanel);
+  std::memcpy(room, values, size_t(w.n) * sizeof(float));
+  std::fill(room + w.n, room + w.panels * kPanel, 0.0f);
+  return room;
+}
+
+enum Source { Dynamic, Static, Integer };
+
+struct Int8Call {
+  const PackedInt8& w;
+  Input x;
+  Source source;
+  float scale;         // Static, Integer
+  int32_t zero_point;  // likewise, of the integers as given
+  const float* bias;
+  void* y;
+  Type y_type;
+  float y_inverse_scale = 0;
+  int32_t y_zero_point = 0;
+};
+
+size_t size_of(Type type) { return type == F32 || type == I32 ? 4 : type == U8 || type == S8 ? 1 : 2; }
+
+void* advance(void* base, int64_t elements, Type type) {
+  return static_cast<char*>(base) + elements * int64_t(size_of(type));
+}
+
+const void* advance(const void* base, int64_t elements, Type type) {
+  return static_cast<const char*>(base) + elements * int64_t(size_of(type));
+}
+
+int64_t sum_bytes(const uint8_t* q, int64_t k) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < k; i++) total += q[i];
+  return total;
+}
+
+// The unsigned integers of rows [begin, end), and what the epilogue needs of them. Where the
+// caller's own memory will do, `a` points there.
+struct Quantized {
+  const uint8_t* a;
+  int64_t stride;
+};
+
+bool in_place(const Isa& isa, const Int8Call& c) {
+  return c.source == Integer && c.x.type == U8 && c.w.k % isa.k_step == 0;
+}
+
+Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* room, Row* row,
+                        int64_t* sums) {
+  const int64_t k = c.w.k, stride = c.w.k_padded;
+  Quantized out{room, stride};
+  if (in_place(isa, c))
+    out = {static_cast<const uint8_t*>(c.x.x) + rows.begin * c.x.stride, c.x.stride};
+  const bool is_signed = c.x.type == S8;
+  for (int64_t m = rows.begin; m < rows.end; m++) {
+    const int64_t i = m - rows.begin;
+    const void* x = advance(c.x.x, m * c.x.stride, c.x.type);
+    const QuantizeRow job{x, k, room ? room + i * stride : nullptr, c.scale, c.zero_point};
+    switch (c.source) {
+      case Dynamic: isa.quantize_dynamic[c.x.type](job, row + i); break;
+      case Static: isa.quantize_static[c.x.type](job, row + i); break;
+      case Integer:
+        row[i] = {c.scale, c.zero_point + (is_signed ? 128 : 0), 0};
+        if (out.a == room) {
+          const uint8_t* from = static_cast<const uint8_t*>(x);
+          const uint8_t flip = is_signed ? 0x80 : 0;  // int8 plus 128, as uint8
+          for (int64_t j = 0; j < k; j++) job.q[j] = from[j] ^ flip;
+          std::memset(job.q + k, 0, size_t(stride - k));
+        }
+    }
+    if (c.w.zero_point || sums) {
+      const int64_t total = sum_bytes(out.a + i * out.stride, k);
+      if (sums) sums[i] = total;
+      row[i].centered = int32_t(uint32_t(uint64_t(total - k * row[i].zero_point)));
+    }
+  }
+  return out;
+}
+
+// K beyond the bound of int32: parts of K by the kernel, their sums in int64, and the epilogue of
+// zeropoint.h in scalar code.
+void store_wide(const Int8Call& c, int64_t at, float value) {
+  switch (c.y_type) {
+    case F32: return scalar_store<F32>(c.y, at, value);
+    case BF16: return scalar_store<BF16>(c.y, at, value);
+    case F16: return scalar_store<F16>(c.y, at, value);
+    default: break;
+  }
+  const int32_t qmin = c.y_type == U8 ? 0 : -128;
+  const float low = float(qmin - c.y_zero_point), high = float(qmin + 255 - c.y_zero_point);
+  value *= c.y_inverse_scale;
+  value = value > low ? value : low;
+  value = value < high ? value : high;
+  static_cast<uint8_t*>(c.y)[at] = uint8_t(int32_t(__builtin_rintf(value)) + c.y_zero_point);
+}
+
+void wide_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
+  const PackedInt8& w = c.w;
+  constexpr int64_t most = 8;  // rows at a time
+  const int64_t first = panels.begin * kPanel, last = std::min(w.n, panels.end * kPanel);
+  const int64_t lanes = last - first;
+  uint8_t* integers = rooms.integers.get(most * w.k_padded);
+  Row* row = rooms.row.get(most);
+  int64_t* sums = rooms.sums.get(most);
+  int64_t* totals = rooms.totals.get(most * lanes);
+  int32_t* accumulators = rooms.accumulators.get(most * w.n);
+  for (int64_t m = rows.begin; m < rows.end; m += most) {
+    const Range block{m, std::min(rows.end, m + most)};
+    const int64_t count = block.end - block.begin;
+    const Quantized q = quantize_rows(isa, c, block, integers, row, sums);
+    std::fill(totals, totals + count * lanes, int64_t(0));
+    for (int64_t k = 0; k < w.k; k += kPartK) {
+      Int8Block b{};
+      b.w = &w;
+      b.panel_begin = panels.begin;
+      b.panel_end = panels.end;
+      b.a = q.a;
+      b.a_stride = q.stride;
+      b.k_begin = k;
+      b.k_end = std::min(w.k, k + kPartK);
+      b.rows = count;
+      b.y = accumulators;
+      b.y_stride = w.n;
+      b.y_type = I32;
+      isa.int8_block(b);
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t l = 0; l < lanes; l++)
+          totals[i * lanes + l] += accumulators[i * w.n + first + l];
+    }
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t n = first; n < last; n++) {
+        int64_t exact = totals[i * lanes + n - first] - row[i].zero_point * w.sum64[n];
+        if (w.zero_point) exact -= w.zero_point[n] * (sums[i] - w.k * row[i].zero_point);
+        float value = float(exact) * (row[i].scale * w.scale[n]);
+        if (c.bias) value += c.bias[n];
+        store_wide(c, (m + i) * w.n + n, value);
+      }
+  }
+}
+
+void int8_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
+  const PackedInt8& w = c.w;
+  // Quantized rows take half of L2, in blocks that every register tile divides.
+  constexpr int64_t step = 96;
+  const int64_t count = rows.end - rows.begin, k = std::max<int64_t>(w.k_padded, 1);
+  const int64_t fit = std::max<int64_t>(1, l2_bytes() / 2 / k / step) * step;
+  const int64_t blocks = ceil_div(count, fit), most = round_up(ceil_div(count, blocks), step);
+  uint8_t* room = in_place(isa, c) ? nullptr : rooms.integers.get(std::min(most, count) * k);
+  Row* row = rooms.row.get(std::min(most, count));
+  const float* bias = padded(c.bias, w);
+  for (int64_t m = rows.begin; m < rows.end; m += most) {
+    const Range block{m, std::min(rows.end, m + most)};
+    const Quantized q = quantize_rows(isa, c, block, room, row, nullptr);
+    Int8Block b;
+    b.w = &w;
+    b.panel_begin = panels.begin;
+    b.panel_end = panels.end;
+    b.a = q.a;
+    b.a_stride = q.stride;
+    b.k_begin = 0;
+    b.k_end = w.k;
+    b.row = row;
+    b.rows = block.end - block.begin;
+    b.bias = bias;
+    b.y = advance(c.y, block.begin * w.n, c.y_type);
+    b.y_stride = w.n;
+    b.y_type = c.y_type;
+    b.y_inverse_scale = c.y_inverse_scale;
+    b.y_zero_point = c.y_zero_point;
+    isa.int8_block(b);
+  }
+}
+
+void run(const Int8Call& c, int threads) {
+  if (c.x.rows == 0 || c.w.n == 0) return;
+  const Isa& isa = active_isa();
+  const Work work{1.0 / isa.gmacs, in_place(isa, c) ? 0.0 : 0.12, 0.015, isa.row_step};
+  const Grid grid = choose_grid(c.x.rows, c.w.panels, c.w.k_padded, threads, work);
+  parallel(grid, [&](int row_part, int panel_part) {
+    const Range rows = part(c.x.rows, grid.rows, row_part, isa.row_step);
+    const Range panels = part(c.w.panels, grid.panels, panel_part);
+    if (rows.begin == rows.end || panels.begin == panels.end) return;
+    if (c.w.narrow())
+      int8_piece(isa, c, rows, panels);
+    else
+      wide_piece(isa, c, rows, panels);
+  });
+}
+
+template <Type T>
+void to_floats(const void* x, int64_t k, float* to) {
+  for (int64_t i = 0; i < k; i++) to[i] = scalar_load<T>(x, i);
+}
+
+}  // namespace
+
+void linear_dynamic(const PackedInt8& w, const Input& x, const float* bias, void* y, int threads) {
+  run({w, x, Dynamic, 0.0f, 0, bias, y, x.type}, threads);
+}
+
+void linear_static(const PackedInt8& w, const Input& x, float scale, int32_t zero_point,
+                   const float* bias, void* y, int threads) {
+  run({w, x, Static, scale, zero_point, bias, y, x.type}, threads);
+}
+
+void linear_integer(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
+                    const float* bias, float* y, int threads) {
+  run({w, q, Integer, scale, zero_point, bias, y, F32}, threads);
+}
+
+void linear_quantized(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
+                      const float* bias, void* y, float y_scale, int32_t y_zero_point,
+                      int threads) {
+  run({w, q, Integer, scale, zero_point, bias, y, q.type, 1.0f / y_scale, y_zero_point}, threads);
+}
+
+void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, void* y,
+                        int threads) {
+  if (x.rows == 0 || w.n == 0) return;
+  const Isa& isa = active_isa();
+  const Work work{4.0 / isa.gmacs, x.type == F32 ? 0.0 : 0.1, 0.03, 1};
+  const Grid grid = choose_grid(x.rows, w.panels, w.k_padded, threads, work);
+  parallel(grid, [&](int row_part, int panel_part) {
+    const Range rows = part(x.rows, grid.rows, row_part);
+    const Range panels = part(w.panels, grid.panels, panel_part);
+    constexpr int64_t most = 96;
+    const int64_t room_rows = std::min(most, rows.end - rows.begin);
+    float* scratch = rooms.weight_only.get(weight_only_scratch(room_rows));
+    float* floats = x.type == F32 ? nullptr : rooms.floats.get(room_rows * w.k);
+    const float* bias_padded = padded(bias, w);
+    for (int64_t m = rows.begin; m < rows.end; m += most) {
+      WeightOnlyBlock b;
+      b.w = &w;
+      b.panel_begin = panels.begin;
+      b.panel_end = panels.end;
+      b.rows = std::min(most, rows.end - m);
+      b.x_stride = floats ? w.k : x.stride;
+      if (!floats) b.x = static_cast<const float*>(x.x) + m * x.stride;
+      for (int64_t i = 0; floats && i < b.rows; i++) {
+        const void* from = advance(x.x, (m + i) * x.stride, x.type);
+        if (x.type == BF16)
+          to_floats<BF16>(from, w.k, floats + i * w.k);
+        else
+          to_floats<F16>(from, w.k, floats + i * w.k);
+        b.x = floats;
+      }
+      b.bias = bias_padded;
+      b.y = advance(y, m * w.n, x.type);
+      b.y_stride = w.n;
+      b.y_type = x.type;
+      b.scratch = scratch;
+      isa.weight_only_block(b);
+    }
+  });
+}
+
+}  // namespace zp

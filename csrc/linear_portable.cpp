@@ -1,0 +1,125 @@
+// Portable C++: vectors of four as plain loops, which compilers turn into what the target has.
+#include "dispatch.h"
+
+namespace zp {
+namespace {
+#include "scalar.h"
+#include "kernel.h"
+
+struct Portable {
+  static constexpr int lanes = 4, quantize_width = 4;
+  static constexpr int int_rows = 4, int_vecs = 2, int_chains = 0;
+  static constexpr int float_rows = 4, float_vecs = 2;
+  struct f32 {
+    float v[lanes];
+  };
+  struct i32 {
+    int32_t v[lanes];
+  };
+  struct a_t {
+    int16_t v[4];
+  };
+  struct w_t {
+    int8_t v[4 * lanes];
+  };
+
+  template <class Out, class F>
+  static ZP_INLINE Out each(F f) {
+    Out out;
+    for (int l = 0; l < lanes; l++) out.v[l] = f(l);
+    return out;
+  }
+  static ZP_INLINE f32 zero_f32() { return set1(0.0f); }
+  static ZP_INLINE i32 zero_i32() { return set1_i32(0); }
+  static ZP_INLINE f32 set1(float v) {
+    return each<f32>([&](int) { return v; });
+  }
+  static ZP_INLINE i32 set1_i32(int32_t v) {
+    return each<i32>([&](int) { return v; });
+  }
+  static ZP_INLINE f32 add(f32 a, f32 b) {
+    return each<f32>([&](int l) { return a.v[l] + b.v[l]; });
+  }
+  static ZP_INLINE f32 mul(f32 a, f32 b) {
+    return each<f32>([&](int l) { return a.v[l] * b.v[l]; });
+  }
+  static ZP_INLINE f32 fma(f32 a, f32 b, f32 c) {
+    return each<f32>([&](int l) { return __builtin_fmaf(a.v[l], b.v[l], c.v[l]); });
+  }
+  static ZP_INLINE f32 min(f32 a, f32 b) {
+    return each<f32>([&](int l) { return a.v[l] < b.v[l] ? a.v[l] : b.v[l]; });
+  }
+  static ZP_INLINE f32 max(f32 a, f32 b) {
+    return each<f32>([&](int l) { return a.v[l] > b.v[l] ? a.v[l] : b.v[l]; });
+  }
+  static ZP_INLINE f32 or_nan(f32 a, f32 v) {
+    return each<f32>([&](int l) { return v.v[l] != v.v[l] ? v.v[l] : a.v[l]; });
+  }
+  // Wrapping arithmetic: unsigned, since signed overflow is undefined.
+  static ZP_INLINE i32 add_i32(i32 a, i32 b) {
+    return each<i32>([&](int l) { return int32_t(uint32_t(a.v[l]) + uint32_t(b.v[l])); });
+  }
+  static ZP_INLINE i32 sub_i32(i32 a, i32 b) {
+    return each<i32>([&](int l) { return int32_t(uint32_t(a.v[l]) - uint32_t(b.v[l])); });
+  }
+  static ZP_INLINE i32 mul_i32(i32 a, i32 b) {
+    return each<i32>([&](int l) { return int32_t(uint32_t(a.v[l]) * uint32_t(b.v[l])); });
+  }
+  static ZP_INLINE f32 to_f32(i32 a) {
+    return each<f32>([&](int l) { return float(a.v[l]); });
+  }
+  static ZP_INLINE i32 to_i32(f32 a) {
+    return each<i32>([&](int l) { return int32_t(__builtin_rintf(a.v[l])); });
+  }
+  static ZP_INLINE i32 load_i32(const int32_t* p) {
+    return each<i32>([&](int l) { return p[l]; });
+  }
+  static ZP_INLINE void store_i32(int32_t* p, i32 a) {
+    for (int l = 0; l < lanes; l++) p[l] = a.v[l];
+  }
+  static ZP_INLINE void store_bytes(uint8_t* p, i32 a) {
+    for (int l = 0; l < lanes; l++) p[l] = uint8_t(a.v[l]);
+  }
+  static ZP_INLINE void prefetch(const void*) {}
+
+  template <Type T>
+  static ZP_INLINE f32 load(const void* x, int64_t i) {
+    return each<f32>([&](int l) { return scalar_load<T>(x, i + l); });
+  }
+  template <Type Y>
+  static ZP_INLINE void store(void* y, int64_t i, f32 a) {
+    for (int l = 0; l < lanes; l++) scalar_store<Y>(y, i + l, a.v[l]);
+  }
+
+  static ZP_INLINE a_t load_a(const uint8_t* a) { return {{a[0], a[1], a[2], a[3]}}; }
+  static ZP_INLINE w_t load_w(const int8_t* w) {
+    w_t out;
+    __builtin_memcpy(&out, w, sizeof out);
+    return out;
+  }
+  static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
+    return each<i32>([&](int l) {
+      int32_t sum = 0;
+      for (int j = 0; j < 4; j++) sum += a.v[j] * w.v[4 * l + j];
+      return int32_t(uint32_t(acc.v[l]) + uint32_t(sum));
+    });
+  }
+  template <int J>
+  static ZP_INLINE i32 byte(i32 quad, i32 zero) {
+    return each<i32>([&](int l) { return int8_t(uint32_t(quad.v[l]) >> (8 * J)) - zero.v[l]; });
+  }
+  template <Type T>
+  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
+                                 int32_t zero_point, uint8_t* q) {
+    const f32 v = min(max(mul(load<T>(x, i), set1(inverse)), set1(low)), set1(high));
+    store_bytes(q, add_i32(to_i32(v), set1_i32(zero_point)));
+  }
+};
+
+#include "isa_table.h"
+
+bool always() { return true; }
+}  // namespace
+
+extern const Isa isa_portable = make_isa<Portable>("portable", always, 10.0f);
+}  // namespace zp

@@ -1,0 +1,106 @@
+// The Python binding, and nothing else: addresses in, nothing out. zeropoint/kernels.py checks
+// types, shapes and devices; here only what would crash is checked again.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "zeropoint.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Lets other Python threads run, where the work is long enough to be worth the switch.
+class ReleaseGil {
+ public:
+  ReleaseGil(const zp::PackedInt8& w, int64_t rows) {
+    if (rows * w.n * w.k > (int64_t(1) << 20)) release_.emplace();
+  }
+
+ private:
+  std::optional<nb::gil_scoped_release> release_;
+};
+
+zp::Type float_type(int type) {
+  if (type < zp::F32 || type > zp::F16) throw nb::value_error("type must be 0, 1 or 2");
+  return zp::Type(type);
+}
+
+zp::Type integer_type(bool is_signed) { return is_signed ? zp::S8 : zp::U8; }
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "The C++ core of zeropoint. Private: use zeropoint.kernels.";
+
+  m.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < zp::count_isas(); i++) names.emplace_back(zp::isa_at(i).name);
+    return names;
+  });
+  m.def("active_isa", [] { return std::string(zp::active_isa().name); });
+  m.def("force_isa", [](const std::string& name) {
+    if (!zp::force_isa(name.c_str())) throw nb::value_error("this machine cannot run that isa");
+  });
+
+  nb::class_<zp::PackedInt8>(m, "PackedInt8")
+      .def("__init__",
+           [](zp::PackedInt8* self, Address integers, bool is_unsigned, int64_t n, int64_t k,
+              Address scale, Address zero_point, bool per_channel) {
+             if (n < 0 || k < 0) throw nb::value_error("negative size");
+             new (self) zp::PackedInt8(at<const void>(integers), is_unsigned, n, k,
+                                       at<const float>(scale), at<const int32_t>(zero_point),
+                                       per_channel);
+           })
+      .def_ro("out_features", &zp::PackedInt8::n)
+      .def_ro("in_features", &zp::PackedInt8::k)
+      .def_prop_ro("nbytes", &zp::PackedInt8::nbytes)
+      .def("unpack", [](const zp::PackedInt8& w, Address integers) { w.unpack(at(integers)); })
+      .def("linear_dynamic",
+           [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
+              Address bias, Address y, int threads) {
+             const zp::Input input{at(x), float_type(type), rows, stride};
+             const ReleaseGil release(w, rows);
+             zp::linear_dynamic(w, input, at<const float>(bias), at(y), threads);
+           })
+      .def("linear_static",
+           [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
+              float scale, int32_t zero_point, Address bias, Address y, int threads) {
+             const zp::Input input{at(x), float_type(type), rows, stride};
+             const ReleaseGil release(w, rows);
+             zp::linear_static(w, input, scale, zero_point, at<const float>(bias), at(y), threads);
+           })
+      .def("linear_integer",
+           [](const zp::PackedInt8& w, Address q, bool is_signed, int64_t rows, int64_t stride,
+              float scale, int32_t zero_point, Address bias, Address y, int threads) {
+             const zp::Input input{at(q), integer_type(is_signed), rows, stride};
+             const ReleaseGil release(w, rows);
+             zp::linear_integer(w, input, scale, zero_point, at<const float>(bias), at<float>(y),
+                                threads);
+           })
+      .def("linear_quantized",
+           [](const zp::PackedInt8& w, Address q, bool is_signed, int64_t rows, int64_t stride,
+              float scale, int32_t zero_point, Address bias, Address y, float y_scale,
+              int32_t y_zero_point, int threads) {
+             const zp::Input input{at(q), integer_type(is_signed), rows, stride};
+             const ReleaseGil release(w, rows);
+             zp::linear_quantized(w, input, scale, zero_point, at<const float>(bias), at(y),
+                                  y_scale, y_zero_point, threads);
+           })
+      .def("linear_weight_only",
+           [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
+              Address bias, Address y, int threads) {
+             const zp::Input input{at(x), float_type(type), rows, stride};
+             const ReleaseGil release(w, rows);
+             zp::linear_weight_only(w, input, at<const float>(bias), at(y), threads);
+           });
+}

@@ -1,0 +1,96 @@
+// PackedInt8: from rows of integers to the layout of the hardware, and back.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "zeropoint.h"
+
+namespace zp {
+namespace {
+
+template <class T>
+T* allocate(int64_t count) {
+  constexpr size_t huge = size_t(2) << 20;
+  const size_t bytes = size_t(round_up(count ? count * int64_t(sizeof(T)) : 1, 64));
+  const size_t alignment = bytes >= 2 * huge ? huge : 64;
+  void* p = std::aligned_alloc(alignment, size_t(round_up(int64_t(bytes), int64_t(alignment))));
+  if (!p) throw std::bad_alloc();
+#if defined(__linux__)
+  // Streaming many megabytes over small pages costs a tenth of the bandwidth in page walks.
+  if (alignment == huge) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  return static_cast<T*>(p);
+}
+
+}  // namespace
+
+PackedInt8::PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_t k,
+                       const float* scales, const int32_t* zero_points, bool per_channel)
+    : n(n), k(k), k_padded(round_up(k, kStep)), panels(ceil_div(n, kPanel)),
+      is_unsigned(is_unsigned) {
+  const int64_t lanes = panels * kPanel, shift = is_unsigned ? 128 : 0;
+  bool any_zero_point = false;
+  for (int64_t i = 0; i < n; i++) any_zero_point |= zero_points[per_channel ? i : 0] != shift;
+  try {
+    weight = allocate<int8_t>(lanes * k_padded);
+    scale = allocate<float>(lanes);
+    sum = allocate<int32_t>(lanes);
+    if (any_zero_point) zero_point = allocate<int32_t>(lanes);
+    if (!narrow()) sum64 = allocate<int64_t>(lanes);
+  } catch (...) {
+    this->~PackedInt8();
+    throw;
+  }
+  const uint8_t flip = is_unsigned ? 0x80 : 0;  // uint8 less 128, as int8, is the top bit flipped
+  const uint8_t* from = static_cast<const uint8_t*>(integers);
+  for (int64_t p = 0; p < panels; p++) {
+    uint8_t* to = reinterpret_cast<uint8_t*>(weight) + p * k_padded * kPanel;
+    for (int64_t lane = 0; lane < kPanel; lane++) {
+      const int64_t i = p * kPanel + lane;
+      const uint8_t* row = i < n ? from + i * k : nullptr;
+      int64_t total = 0;
+      for (int64_t q = 0; q < k_padded; q += 4) {
+        uint8_t quad[4] = {0, 0, 0, 0};
+        for (int64_t j = q; row && j < q + 4 && j < k; j++) {
+          quad[j - q] = row[j] ^ flip;
+          total += int8_t(quad[j - q]);
+        }
+        std::memcpy(to + q * kPanel + lane * 4, quad, 4);
+      }
+      scale[i] = row ? scales[per_channel ? i : 0] : 0.0f;
+      sum[i] = int32_t(uint32_t(uint64_t(total)));
+      if (sum64) sum64[i] = total;
+      if (zero_point) zero_point[i] = row ? zero_points[per_channel ? i : 0] - int32_t(shift) : 0;
+    }
+  }
+}
+
+PackedInt8::~PackedInt8() {
+  std::free(weight);
+  std::free(scale);
+  std::free(sum);
+  std::free(sum64);
+  std::free(zero_point);
+}
+
+void PackedInt8::unpack(void* integers) const {
+  const uint8_t flip = is_unsigned ? 0x80 : 0;
+  uint8_t* to = static_cast<uint8_t*>(integers);
+  for (int64_t i = 0; i < n; i++) {
+    const uint8_t* lane =
+        reinterpret_cast<const uint8_t*>(panel(i / kPanel)) + (i % kPanel) * 4;
+    for (int64_t j = 0; j < k; j++)
+      to[i * k + j] = lane[j / 4 * (4 * kPanel) + j % 4] ^ flip;
+  }
+}
+
+size_t PackedInt8::nbytes() const {
+  const size_t lanes = size_t(panels) * kPanel;
+  return lanes * (size_t(k_padded) + 8 + (sum64 ? 8 : 0) + (zero_point ? 4 : 0));
+}
+
+}  // namespace zp

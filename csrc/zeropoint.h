@@ -1,0 +1,147 @@
+// The contract of the core: arguments, layouts, ranges, rounding, overflow bounds.
+//
+// The core knows no Python and no torch: it takes addresses, shapes and strides. Every function
+// returns, on every instruction set and at every thread count, the bits of zeropoint/reference.py.
+//
+//   real = scale * (q - zero_point)
+//   y[m][n] = float(acc - correction) * (scale_x[m] * scale_w[n]) + bias[n]
+//   acc = sum over k of q_x[m][k] * q_w[n][k]        q_x unsigned, q_w signed, both 8 bits
+//   correction = zero_x[m] * sum_w[n] + zero_w[n] * (sum_x[m] - K * zero_x[m])
+//
+// Rounding: to nearest, ties to even, once an operation; no contraction of multiply and add. The
+// floating-point environment of the caller (flush-to-zero, rounding mode) is put aside meanwhile.
+//
+// Overflow: with |q_x| <= 255 and |q_w| <= 128, |acc| <= 32640 K, which fits int32 up to
+// K = 65793. The true sum with weight zero points is within 255 * 255 * K, which fits up to
+// K = 33025. Intermediate int32 arithmetic may wrap; the result is exact because the true value
+// fits. Beyond these bounds K is cut into parts, which are added in int64.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace zp {
+
+enum Type : int { F32 = 0, BF16 = 1, F16 = 2, U8 = 3, S8 = 4, I32 = 5 };
+
+constexpr int kPanel = 64;       // outputs whose weights lie together
+constexpr int kStep = 64;        // k is padded with zeros to a multiple of this
+constexpr int kNarrowMaxK = 65793;
+constexpr int kNarrowMaxKZeroPoint = 33025;
+constexpr int64_t kPartK = 32768;  // a multiple of kStep below both bounds
+
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+inline int64_t ceil_div(int64_t value, int64_t step) { return (value + step - 1) / step; }
+
+// Weights for the hardware, one layout for every instruction set: [N/64][K/4][64 lanes][4 bytes],
+// N padded to 64 and K to kStep with zeros. Scales, sums and zero points are padded alike.
+struct PackedInt8 {
+  int64_t n = 0, k = 0, k_padded = 0, panels = 0;
+  bool is_unsigned = false;  // the integers came as uint8; packed as int8, lowered by 128
+  int8_t* weight = nullptr;
+  float* scale = nullptr;         // [panels * 64]
+  int32_t* sum = nullptr;         // [panels * 64] sum over k of q_w, modulo 2^32
+  int64_t* sum64 = nullptr;       // the same, exact; only where k is beyond the narrow bound
+  int32_t* zero_point = nullptr;  // [panels * 64], or null if all are zero
+
+  PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_t k, const float* scale,
+             const int32_t* zero_point, bool per_channel);
+  ~PackedInt8();
+  PackedInt8(const PackedInt8&) = delete;
+  PackedInt8& operator=(const PackedInt8&) = delete;
+
+  void unpack(void* integers) const;
+  size_t nbytes() const;
+  bool narrow() const { return k <= (zero_point ? kNarrowMaxKZeroPoint : kNarrowMaxK); }
+  const int8_t* panel(int64_t p) const { return weight + p * k_padded * kPanel; }
+};
+
+// What the epilogue needs of a row of quantized activations.
+struct Row {
+  float scale;         // NaN for a row that holds NaN (or, dynamic, +-Inf): makes all outputs NaN
+  int32_t zero_point;  // 0..255
+  int32_t centered;    // sum_x - K * zero_point, modulo 2^32; only where weights have zero points
+};
+
+// Rows of quantized activations times panels of packed weights.
+struct Int8Block {
+  const PackedInt8* w;
+  int64_t panel_begin, panel_end;
+  const uint8_t* a;   // [rows][a_stride]; readable up to a multiple of the kernel's k_step
+  int64_t a_stride;
+  int64_t k_begin, k_end;  // k_begin a multiple of kStep; the whole of k but for the wide path
+  const Row* row;
+  int64_t rows;
+  const float* bias;  // [panels * 64], or null
+  void* y;            // [rows][y_stride], Type y_type; column 0 is output 0
+  int64_t y_stride;
+  Type y_type;        // I32: raw accumulators, no epilogue
+  float y_inverse_scale;  // for U8 and S8
+  int32_t y_zero_point;
+};
+
+// Rows of float activations times panels of packed integer weights, dequantized on the way.
+struct WeightOnlyBlock {
+  const PackedInt8* w;
+  int64_t panel_begin, panel_end;
+  const float* x;  // [rows][x_stride]
+  int64_t x_stride;
+  int64_t rows;
+  const float* bias;
+  void* y;
+  int64_t y_stride;
+  Type y_type;
+  float* scratch;  // weight_only_scratch(rows) floats
+};
+
+// One row of floats to unsigned 8-bit integers. `q` has room for k rounded up to kStep; what lies
+// beyond k is filled with zeros.
+struct QuantizeRow {
+  const void* x;
+  int64_t k;
+  uint8_t* q;
+  float scale;         // given for static quantization, else unused
+  int32_t zero_point;  // likewise
+};
+
+// What an instruction set provides. One object of this type in each linear_<isa>.cpp.
+struct Isa {
+  const char* name;
+  bool (*supported)();      // the CPU has it and the operating system enabled it
+  int k_step;               // activations must be readable up to a multiple of this
+  int row_step;             // rows are split among threads in multiples of this
+  float gmacs;              // rough speed of one core, int8, billions of multiply-adds a second
+  void (*quantize_dynamic[3])(const QuantizeRow&, Row*);  // by Type of x
+  void (*quantize_static[3])(const QuantizeRow&, Row*);
+  void (*int8_block)(const Int8Block&);
+  void (*weight_only_block)(const WeightOnlyBlock&);
+};
+
+constexpr int64_t kWeightOnlyPart = 256;  // k of a panel dequantized at a time
+inline int64_t weight_only_scratch(int64_t rows) { return (kWeightOnlyPart + rows) * kPanel; }
+
+// dispatch.cpp
+const Isa& active_isa();
+int count_isas();
+const Isa& isa_at(int index);  // supported here, best first
+bool force_isa(const char* name);
+
+// linear.cpp. `threads` is an upper bound. A null bias means none.
+struct Input {
+  const void* x;
+  Type type;
+  int64_t rows, stride;
+};
+void linear_dynamic(const PackedInt8& w, const Input& x, const float* bias, void* y, int threads);
+void linear_static(const PackedInt8& w, const Input& x, float scale, int32_t zero_point,
+                   const float* bias, void* y, int threads);
+// Integer activations (U8 or S8) to float32.
+void linear_integer(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
+                    const float* bias, float* y, int threads);
+// Integer activations to integers of the same type.
+void linear_quantized(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
+                      const float* bias, void* y, float y_scale, int32_t y_zero_point, int threads);
+void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, void* y,
+                        int threads);
+
+}  // namespace zp
