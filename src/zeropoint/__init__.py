@@ -1,6 +1,8 @@
 """zeropoint: the Linear layer of a neural network, in float and in integers, for PyTorch."""
 
 from . import functional
+from .formats.native import CheckpointError, load, quantize_file, save
+from .formats.native import inspect as inspect_checkpoint
 from .modules import Linear, QuantizedLinear
 from .observers import (
     EntropyObserver,
@@ -31,6 +33,7 @@ __all__ = [
     "ACTIVATION_UINT8",
     "RECIPES",
     "WEIGHT_INT8",
+    "CheckpointError",
     "EntropyObserver",
     "LayerRecipe",
     "Linear",
@@ -49,8 +52,12 @@ __all__ = [
     "choose_qparams",
     "functional",
     "get_recipe",
+    "inspect_checkpoint",
+    "load",
     "quantize",
+    "quantize_file",
     "quantize_per_channel",
     "quantize_per_tensor",
     "quantize_to_spec",
+    "save",
 ]

@@ -1,0 +1,1 @@
+"""File formats: one file each; :mod:`.native` is zeropoint's own."""

@@ -1,0 +1,260 @@
+"""Quantize a float safetensors file without a model, a block of rows at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..modules import QuantizedLinear
+from ..quantize import LayerRecipe, QuantizationSummary, Recipe, get_recipe
+from ..spec import PerChannel
+from ..tensor import QTensor, choose_qparams, quantize_per_tensor, quantize_to_spec
+from . import header as _header
+from .container import CHUNK_BYTES, CheckpointError, Reader, TensorInfo, open_reader
+from .header import LayerInfo, qualified
+from .writer import Writer, open_writer
+
+EMBEDDINGS = ("*embed*", "*wte", "*wpe", "shared", "*relative_attention_bias")
+"""Names that embedding tables go by. Their weights are 2-D as well, but no Linear layer's."""
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def quantize_file(
+    path_in: str | os.PathLike[str],
+    path_out: str | os.PathLike[str],
+    recipe: str | Recipe | LayerRecipe = "int8-dynamic",
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    progress: bool = True,
+) -> QuantizationSummary:
+    """Quantize the Linear weights of a float safetensors file into a checkpoint.
+
+    A file does not say which of its tensors are weights of Linear layers: those taken for one are
+    the 2-D floating-point tensors named ``<layer>.weight``, embedding tables by their names
+    (:data:`EMBEDDINGS`) excepted. Everything else is copied byte for byte. The integers are those
+    that :func:`zeropoint.quantize` gives the same layer. :func:`zeropoint.load` refuses the file
+    with the layer's name where the model has no Linear layer there; name it in ``exclude`` then.
+
+    Memory: a few blocks of 4 MiB (or of one row, where a row is longer), whatever the tensors'
+    size, beside scales and zero points.
+
+    Args:
+        path_in: a safetensors file.
+        path_out: the checkpoint, written atomically; may be ``path_in``.
+        recipe: a name, :class:`Recipe` or :class:`LayerRecipe` without static layers, which need
+            a model to calibrate.
+        include: glob patterns of the layers to consider; default all. ``*`` also matches dots.
+        exclude: glob patterns of layers to leave float, instead of :data:`EMBEDDINGS`.
+        progress: show a progress bar where it takes over two seconds and stderr is a terminal.
+
+    Returns:
+        What was quantized and what was left, with reasons, by layer; only 2-D weights are listed.
+
+    Raises:
+        TypeError: a pattern that is not a string.
+        ValueError: an unknown or static recipe; a pattern that matches no 2-D weight.
+        CheckpointError: ``path_in`` is not a sound safetensors file or a checkpoint already; NaN or
+            Inf in a weight, with the layer's name. No file is written.
+        OSError: the file system's.
+    """
+    recipe = get_recipe(recipe)
+    for layer in (recipe.default, *(layer for _, layer in recipe.overrides)):
+        if layer is not None and layer.mode == "static":
+            raise ValueError(
+                "recipe must not be static here: static layers need a model to calibrate; use "
+                "zeropoint.quantize"
+            )
+    with open_reader(path_in) as reader:
+        plan = _Plan(reader, recipe, _patterns("include", include), _patterns("exclude", exclude))
+
+        def header(infos: dict[str, TensorInfo], sha256: dict[str, str]) -> dict[str, str]:
+            return _header.encode(plan.layers, plan.aliases, plan.metadata, infos, sha256)
+
+        total = sum(tensor.nbytes for tensor in reader.tensors.values())
+        with (
+            open_writer(path_out, plan.entries(), header) as writer,
+            tqdm(
+                desc="quantizing",
+                total=total,
+                unit="B",
+                unit_scale=True,
+                delay=2.0,
+                disable=None if progress else True,
+            ) as bar,
+        ):
+            for name, tensor in reader.tensors.items():
+                if name in plan.copied:
+                    for chunk in reader.chunks(name):
+                        writer.write(name, chunk)
+                        bar.update(len(chunk))
+                elif name in plan.weights:
+                    _quantize(reader, writer, name, plan.weights[name], plan.chosen)
+                    bar.update(tensor.nbytes)
+                else:  # the bias of a quantized layer
+                    for block in _blocks(reader, tensor):
+                        writer.write_tensor(name, block.to(torch.float32))
+                    bar.update(tensor.nbytes)
+        return QuantizationSummary(
+            quantized=plan.chosen, left=plan.left, shared={}, tied={}, unmatched=plan.unmatched
+        )
+
+
+class _Plan:
+    """Which weights are quantized, and what the file will hold."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        recipe: Recipe,
+        include: tuple[str, ...] | None,
+        exclude: tuple[str, ...] | None,
+    ) -> None:
+        if reader.metadata.get("format") == _header.FORMAT:
+            raise CheckpointError(reader.path, "a zeropoint checkpoint already")
+        self._reader = reader
+        tensors = reader.tensors
+        # save_model of the safetensors package notes tied names so.
+        self.aliases = {
+            name: target
+            for name, target in reader.metadata.items()
+            if target in tensors and name not in tensors
+        }
+        self.metadata = {
+            key: value
+            for key, value in reader.metadata.items()
+            if key not in _header.RESERVED and key not in self.aliases
+        }
+        names = [
+            name.removesuffix("weight").removesuffix(".")
+            for name, t in tensors.items()
+            if (name == "weight" or name.endswith(".weight"))
+            and len(t.shape) == 2
+            and t.dtype in _FLOATS
+        ]
+        for argument, patterns in (("include", include), ("exclude", exclude)):
+            for pattern in patterns or ():
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(f"{argument}: {pattern!r} matches no 2-D weight of the file")
+        self.chosen: dict[str, LayerRecipe] = {}
+        self.left: dict[str, str] = {}
+        used: set[str] = set()
+        for name in names:
+            layer, decided_by = recipe.match([name])
+            used.update(() if decided_by is None else (decided_by,))
+            excluding = _first(EMBEDDINGS if exclude is None else exclude, name)
+            if include is not None and not _first(include, name):
+                self.left[name] = "not in include"
+            elif excluding is not None:
+                what = "an embedding table by its name" if exclude is None else "excluded by"
+                self.left[name] = f"{what} {excluding!r}"
+            elif layer is None:
+                self.left[name] = "the recipe keeps it float"
+            elif reason := self._unfit(name):
+                self.left[name] = reason
+            else:
+                self.chosen[name] = layer
+        self.unmatched = tuple(p for p, _ in recipe.overrides if p not in used)
+        self.layers: dict[str, LayerInfo] = {}
+        self.weights: dict[str, str] = {}
+        replaced: set[str] = set()
+        for name, layer in self.chosen.items():
+            out_features, in_features = tensors[qualified(name, "weight")].shape
+            bias = qualified(name, "bias") in tensors
+            self.layers[name] = LayerInfo(layer.mode, in_features, out_features, bias)
+            self.weights[qualified(name, "weight")] = name
+            replaced |= {qualified(name, "weight"), qualified(name, "bias")}
+        self.copied = tensors.keys() - replaced
+
+    def _unfit(self, name: str) -> str | None:
+        tensors = self._reader.tensors
+        weight = tensors[qualified(name, "weight")]
+        bias = tensors.get(qualified(name, "bias"))
+        if not math.prod(weight.shape):
+            return f"its weight is empty, {weight.shape}"
+        if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in _FLOATS):
+            return f"its bias is {bias.dtype} {list(bias.shape)}, no Linear layer's"
+        for key in ("scale", "zero_point"):
+            other = qualified(name, key)
+            if other in tensors or other in self.aliases:
+                return f"the file has a tensor {other!r} of its own"
+        for alias, target in self.aliases.items():
+            for key in ("weight", "bias"):
+                if qualified(name, key) in (alias, target):
+                    return f"its {key} is tied: {alias!r} is {target!r}"
+        return None
+
+    def entries(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Name, dtype and shape of each tensor of the output."""
+        for name in self.copied:
+            tensor = self._reader.tensors[name]
+            yield name, tensor.dtype, tensor.shape
+        for layer, info in self.layers.items():
+            for key, (dtype, shape) in info.tensors().items():
+                yield qualified(layer, key), dtype, shape
+
+
+def _quantize(
+    reader: Reader, writer: Writer, name: str, layer: str, recipes: dict[str, LayerRecipe]
+) -> None:
+    recipe, tensor = recipes[layer], reader.tensors[name]
+    per_channel = isinstance(recipe.weight.granularity, PerChannel)
+    whole = None if per_channel else _range(reader, tensor, layer)
+    for block in _blocks(reader, tensor):
+        _require_finite(reader.path, layer, name, block)
+        if whole is None:
+            q = quantize_to_spec(block, recipe.weight)
+        else:
+            scale, zero_point = choose_qparams(*whole, recipe.weight)
+            q = quantize_per_tensor(block, scale, zero_point, recipe.weight.dtype)
+        _write_block(writer, layer, q)
+
+
+def _write_block(writer: Writer, layer: str, q: QTensor) -> None:
+    rows = QuantizedLinear.from_quantized(q)  # knows how a layer holds its integers
+    for key in ("weight", "scale", "zero_point"):
+        writer.write_tensor(qualified(layer, key), getattr(rows, key))
+
+
+def _range(reader: Reader, tensor: TensorInfo, layer: str) -> tuple[Tensor, Tensor]:
+    lo, hi = torch.tensor(math.inf), torch.tensor(-math.inf)
+    for block in _blocks(reader, tensor):
+        _require_finite(reader.path, layer, tensor.name, block)
+        block = block.to(torch.float32)
+        lo, hi = torch.minimum(lo, block.amin()), torch.maximum(hi, block.amax())
+    return lo, hi
+
+
+def _require_finite(path: Path, layer: str, name: str, block: Tensor) -> None:
+    if not bool(block.isfinite().all()):
+        raise CheckpointError(path, "it holds NaN or Inf", layer, name)
+
+
+def _blocks(reader: Reader, tensor: TensorInfo) -> Iterator[Tensor]:
+    """A tensor's rows, as many at a time as fit a few MiB, at least one."""
+    row_bytes = tensor.nbytes // tensor.shape[0] if tensor.nbytes else 1
+    for chunk in reader.chunks(tensor.name, max(CHUNK_BYTES // row_bytes, 1) * row_bytes):
+        flat = torch.frombuffer(bytearray(chunk), dtype=tensor.torch_dtype)
+        yield flat.reshape(-1, *tensor.shape[1:])
+
+
+def _first(patterns: Iterable[str], name: str) -> str | None:
+    return next((p for p in patterns if fnmatchcase(name, p)), None)
+
+
+def _patterns(argument: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument} must hold patterns (str), got {type(pattern).__name__}")
+    return patterns
