@@ -14,6 +14,7 @@ from .observers import (
 )
 from .quantize import QuantizationSummary, quantize
 from .recipes import RECIPES, LayerRecipe, Recipe, get_recipe
+from .report import Report, compare
 from .spec import (
     ACTIVATION_UINT8,
     WEIGHT_INT8,
@@ -49,7 +50,9 @@ __all__ = [
     "QuantizationSummary",
     "QuantizedLinear",
     "Recipe",
+    "Report",
     "choose_qparams",
+    "compare",
     "functional",
     "get_recipe",
     "inspect_checkpoint",

@@ -1,0 +1,38 @@
+"""What quantization cost a model.
+
+Numbers first (``numbers``, taken by ``measure``, ``sums`` and ``timing``), then what is made of
+them: terminal table (``table``), JSON (``schema.json`` describes it), HTML (``page``, ``plots``).
+"""
+
+from .measure import compare, model_bytes
+from .numbers import (
+    SCHEMA_VERSION,
+    Difference,
+    Environment,
+    Grid,
+    Histogram,
+    Latency,
+    LayerReport,
+    Metric,
+    Outputs,
+    Report,
+    Timing,
+    schema,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Difference",
+    "Environment",
+    "Grid",
+    "Histogram",
+    "Latency",
+    "LayerReport",
+    "Metric",
+    "Outputs",
+    "Report",
+    "Timing",
+    "compare",
+    "model_bytes",
+    "schema",
+]

@@ -1,0 +1,360 @@
+"""The numbers of a report, and their JSON. Nothing here measures or draws.
+
+Units: seconds, bytes, decibels. A signal-to-quantization-noise ratio is
+``SQNR = 10 · log10(Σ y² / Σ (y − ŷ)²)`` with ``y`` the float model's value and ``ŷ`` the quantized
+model's: 20 dB is noise of a tenth of the signal's amplitude, 40 dB of a hundredth.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Version of the JSON: raised when a field changes its meaning or goes, not when one is added."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two tensors are apart, summed over everything that was seen.
+
+    ``signal_power`` and ``noise_power`` are ``Σ y²`` and ``Σ (y − ŷ)²``. ``non_finite`` counts
+    elements that are NaN or infinite on one side and not the same on the other: they are in none
+    of the sums. ``skipped_calls`` counts calls whose two outputs could not be compared, because
+    the models called the layer another number of times or with other shapes.
+    """
+
+    signal_power: float = 0.0
+    noise_power: float = 0.0
+    max_abs_error: float = 0.0
+    elements: int = 0
+    non_finite: int = 0
+    skipped_calls: int = 0
+
+    @property
+    def sqnr_db(self) -> float:
+        """dB. +inf: exact. −inf: noise without signal. NaN: nothing was compared."""
+        if self.elements == self.non_finite:
+            return math.nan
+        if self.noise_power == 0:
+            return math.inf
+        if self.signal_power == 0:
+            return -math.inf
+        return 10 * (math.log10(self.signal_power) - math.log10(self.noise_power))
+
+    @property
+    def exact(self) -> bool:
+        """Every element that was compared is the same."""
+        return self.elements > 0 and self.noise_power == 0 and self.non_finite == 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median and quartiles of wall-clock seconds over ``repeats`` runs."""
+
+    median: float
+    q1: float
+    q3: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One batch, timed on both models in turn. ``inputs`` says the batch's shapes."""
+
+    name: str
+    inputs: str
+    before: Timing
+    after: Timing
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the quantized model is; below 1 it is slower."""
+        return self.before.median / self.after.median if self.after.median > 0 else math.nan
+
+    @property
+    def distinguishable(self) -> bool:
+        """The two interquartile ranges do not overlap."""
+        return self.before.q1 > self.after.q3 or self.after.q1 > self.before.q3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The reals one output channel's weights can take: ``scale · (q − zero_point)``."""
+
+    label: str
+    scale: float
+    zero_point: int
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a layer's float weights between ``edges`` (one more than counts)."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    grids: tuple[Grid, ...]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized layer.
+
+    Args:
+        name: qualified name in the quantized model; ``""`` is the model itself.
+        mode: of the :class:`~zeropoint.QuantizedLinear`.
+        weight: the weights alone, float against dequantized.
+        alone: the layer's output, fed with the float model's input of that layer.
+        accumulated: the running quantized model's output of the layer against the running float
+            model's: with what all layers before it have lost.
+        bytes_before, bytes_after: the weight; after, with its scales and zero points.
+        seconds_before, seconds_after: median time of the layer in one pass of the model over the
+            first timed batch; ``None`` where nothing was timed.
+        histogram: of the float weights; only for the worst layers.
+    """
+
+    name: str
+    mode: str
+    in_features: int
+    out_features: int
+    weight: Difference
+    alone: Difference
+    accumulated: Difference
+    bytes_before: int
+    bytes_after: int
+    seconds_before: float | None = None
+    seconds_after: float | None = None
+    histogram: Histogram | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, or ``(model)`` for the root."""
+        return self.name or "(model)"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The two models' outputs. Cosines are taken between vectors along the last dimension."""
+
+    difference: Difference
+    cosine_mean: float
+    cosine_min: float
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the caller's ``metric`` said of each model."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where the numbers come from. ``date`` is UTC, ISO 8601."""
+
+    date: str
+    cpu: str
+    logical_cpus: int
+    threads: int
+    isa: str
+    available_isas: tuple[str, ...]
+    platform: str
+    python: str
+    torch: str
+    zeropoint: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What quantization cost and what it brought. Made by :func:`zeropoint.compare`.
+
+    ``print(report)`` is a table; ``rich.print(report)`` one with weight and colour;
+    :meth:`to_json` and :meth:`to_html` write files. ``layers`` are in model order; ``left`` names
+    the Linear layers that stayed float, and why where that is known.
+    """
+
+    model: str
+    batches: int
+    outputs: Outputs
+    metric: Metric | None
+    bytes_before: int
+    bytes_after: int
+    latency: tuple[Latency, ...]
+    layers: tuple[LayerReport, ...]
+    left: Mapping[str, str] = field(default_factory=dict)
+    environment: Environment | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One or two sentences for someone who reads nothing else."""
+        from .words import verdict
+
+        return verdict(self)
+
+    def worst(self, count: int) -> list[LayerReport]:
+        """The layers that lose most alone, worst first; exact ones and ones not run are none."""
+        lossy = [x for x in self.layers if x.alone.sqnr_db < math.inf]
+        return sorted(lossy, key=lambda x: x.alone.sqnr_db)[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, as :func:`schema` describes them.
+
+        Numbers that JSON does not have are ``None``; the schema says what that means where.
+        """
+        return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **_plain(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """The inverse of :meth:`to_dict`; unknown fields are ignored.
+
+        Raises:
+            ValueError: another schema version, or a field that is missing or of the wrong type.
+        """
+        version = data.get("schema_version") if isinstance(data, Mapping) else None
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {version!r}")
+        try:
+            return _report(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a report: {type(error).__name__}: {error}") from error
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The report as JSON text, also written to ``path`` (atomically) where one is given."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, *, title: str | None = None
+    ) -> str:
+        """One self-contained page that works offline, also written to ``path`` (atomically).
+
+        Args:
+            path: the file to write, or ``None``.
+            title: heading of the page, by default made of the model's name.
+
+        Raises:
+            ImportError: jinja2 or matplotlib is not installed.
+        """
+        from .page import render
+
+        text = render(self, title)
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    def __rich__(self) -> Any:
+        from .table import View
+
+        return View(self)
+
+    def __str__(self) -> str:
+        from .table import plain_text
+
+        return plain_text(self)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of :meth:`Report.to_dict`."""
+    return json.loads((files(__package__) / "schema.json").read_text("utf-8"))
+
+
+_DERIVED = {
+    Difference: ("sqnr_db", "exact"),
+    Latency: ("speedup", "distinguishable"),
+}
+
+
+def _plain(x: Any) -> Any:
+    if is_dataclass(x):
+        names = (*(f.name for f in fields(x)), *_DERIVED.get(type(x), ()))
+        return {name: _plain(getattr(x, name)) for name in names}
+    if isinstance(x, Mapping):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(v) for v in x]
+    if isinstance(x, float) and not math.isfinite(x):
+        return None
+    return x
+
+
+def _make(cls: Any, data: Mapping[str, Any]) -> Any:
+    return cls(**{f.name: data[f.name] for f in fields(cls)})
+
+
+def _number(x: float | None) -> float:
+    return math.nan if x is None else x
+
+
+def _layer(data: Mapping[str, Any]) -> LayerReport:
+    histogram = data["histogram"]
+    if histogram is not None:
+        histogram = Histogram(
+            tuple(histogram["edges"]),
+            tuple(histogram["counts"]),
+            tuple(_make(Grid, g) for g in histogram["grids"]),
+        )
+    differences = {k: _make(Difference, data[k]) for k in ("weight", "alone", "accumulated")}
+    return _make(LayerReport, {**data, **differences, "histogram": histogram})
+
+
+def _report(data: Mapping[str, Any]) -> Report:
+    outputs, metric, environment = data["outputs"], data["metric"], data["environment"]
+    return Report(
+        model=data["model"],
+        batches=data["batches"],
+        outputs=Outputs(
+            _make(Difference, outputs["difference"]),
+            _number(outputs["cosine_mean"]),
+            _number(outputs["cosine_min"]),
+            outputs["vectors"],
+        ),
+        metric=metric
+        and Metric(metric["name"], _number(metric["before"]), _number(metric["after"])),
+        bytes_before=data["bytes_before"],
+        bytes_after=data["bytes_after"],
+        latency=tuple(
+            _make(
+                Latency,
+                {**x, "before": _make(Timing, x["before"]), "after": _make(Timing, x["after"])},
+            )
+            for x in data["latency"]
+        ),
+        layers=tuple(_layer(x) for x in data["layers"]),
+        left=dict(data["left"]),
+        environment=environment
+        and _make(
+            Environment, {**environment, "available_isas": tuple(environment["available_isas"])}
+        ),
+    )
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file so that readers see the old one or the whole new one."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes it private; a report is not
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

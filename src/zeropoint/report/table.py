@@ -1,0 +1,167 @@
+"""A report in the terminal, by rich."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from . import words
+from .numbers import LayerReport, Report
+
+WIDE = 110
+"""Columns from which a line has room for bytes and times before and after, not their ratio only."""
+
+_STYLE: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "title_justify": "left",
+    "title_style": "bold",
+    "caption_justify": "left",
+    "header_style": "bold",
+    "pad_edge": False,
+}
+
+
+class View:
+    """Verdict, whole model, layers in model order, one below the other."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        r = self.report
+        yield Text(r.verdict + "\n", style="bold")
+        yield _whole(r)
+        if r.layers:
+            yield _layers(r, options.max_width >= WIDE)
+        if r.left:
+            yield _left(r)
+        if r.environment is not None:
+            e = r.environment
+            yield Text(
+                f"{e.cpu} · {e.isa} · {e.threads} of {e.logical_cpus} threads · torch {e.torch} · "
+                f"zeropoint {e.zeropoint} · Python {e.python} · {e.date}",
+                style="dim",
+            )
+
+
+def plain_text(r: Report, width: int = 120) -> str:
+    """The same without colour, for ``print`` and for files."""
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False
+    )
+    console.print(Group(View(r)))
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
+
+
+def whole_rows(r: Report) -> list[tuple[str, str, str, str]]:
+    """``(what, float, quantized, change)``, also for the page."""
+    d = r.outputs.difference
+    rows = [
+        ("Output SQNR", "", words.decibels(d), ""),
+        ("Output cosine, mean", "", words.cosine(r.outputs.cosine_mean), ""),
+        ("Output cosine, worst", "", words.cosine(r.outputs.cosine_min), ""),
+        ("Output error, largest", "", words.number(d.max_abs_error), ""),
+    ]
+    if r.metric is not None:
+        m = r.metric
+        rows.append(
+            (m.name, words.number(m.before), words.number(m.after), words.change(m.before, m.after))
+        )
+    before, after = r.bytes_before, r.bytes_after
+    rows.append(("Size", words.size(before), words.size(after), words.shrinkage(before, after)))
+    for x in r.latency:
+        rows.append(
+            (f"Latency, {x.name}", words.spread(x.before), words.spread(x.after), words.pace(x))
+        )
+    return rows
+
+
+def latency_note(r: Report) -> str:
+    """What the latency rows are."""
+    runs = "; ".join(f"{x.name}: {x.inputs}, {x.before.repeats} runs each" for x in r.latency)
+    return f"Latency: median (quartiles), both models in turn. {runs}."
+
+
+def _whole(r: Report) -> Table:
+    table = Table(
+        title=escape(f"{r.model}, {words.count(r.batches, 'batch', 'batches')}"), **_STYLE
+    )
+    table.add_column("")
+    for name in ("float", "quantized", "change"):
+        table.add_column(name, justify="right")
+    for row in whole_rows(r):
+        table.add_row(*(escape(cell) for cell in row))
+    if r.latency:
+        table.caption = escape(latency_note(r))
+    return table
+
+
+def _layers(r: Report, wide: bool) -> Table:
+    worst = {x.name for x in r.worst(3)}
+    modes = {x.mode for x in r.layers}
+    title = "Layers, in model order" + (f", all {modes.pop()}" if len(modes) == 1 else "")
+    caption = (
+        "alone: SQNR with the float model's input; running: with what the layers before lost. "
+        "* worst alone."
+    )
+    if not wide:
+        caption += " bytes, time: before / after."
+    table = Table(title=title, caption=caption, **_STYLE)
+    table.add_column("#", justify="right")
+    table.add_column("layer", overflow="fold", ratio=1 if not wide else None, min_width=16)
+    if modes:
+        table.add_column("mode")
+    for name in ("alone", "running", "max error", "bytes", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for i, x in enumerate(r.layers, 1):
+        mark = "*" if x.name in worst else " "
+        cells = (
+            words.decibels(x.alone) + mark,
+            words.decibels(x.accumulated),
+            f"{x.alone.max_abs_error:.3g}" if x.alone.elements else "–",
+            layer_bytes(x) if wide else words.factor(words.ratio(x.bytes_before, x.bytes_after)),
+            layer_time(x) if wide else layer_speedup(x),
+        )
+        table.add_row(
+            str(i),
+            escape(x.label),
+            *([x.mode] if modes else []),
+            *cells,
+            style="bold" if mark == "*" else None,
+        )
+    return table
+
+
+def layer_bytes(x: LayerReport) -> str:
+    """``147 kB → 39.9 kB``."""
+    return f"{words.size(x.bytes_before)} → {words.size(x.bytes_after)}"
+
+
+def layer_time(x: LayerReport) -> str:
+    """``41.2 µs → 10.1 µs``, or ``–``."""
+    if x.seconds_before is None or x.seconds_after is None:
+        return "–"
+    return f"{words.seconds(x.seconds_before)} → {words.seconds(x.seconds_after)}"
+
+
+def layer_speedup(x: LayerReport) -> str:
+    """``4.1×``: how many times faster; below 1, slower."""
+    if x.seconds_before is None or not x.seconds_after:
+        return "–"
+    return words.factor(x.seconds_before / x.seconds_after)
+
+
+def _left(r: Report) -> Table:
+    table = Table(title="Left in float", **_STYLE)
+    table.add_column("layer", overflow="fold")
+    table.add_column("why")
+    for name, reason in r.left.items():
+        table.add_row(escape(name or "(model)"), escape(reason or "–"))
+    return table
