@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tensor import SMALLEST_SCALE, QTensor, quantize
+from .tensor import SMALLEST_SCALE, QTensor, fma, quantize
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -70,23 +70,6 @@ def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | No
     """
     y = acc.to(torch.float32) * (scale.reshape(-1, 1) * weight_scale.reshape(1, -1))
     return y if bias is None else y + bias.to(torch.float32)
-
-
-def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """``a · b + c`` of float32 tensors, rounded once.
-
-    The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond 2008,
-    https://doi.org/10.1109/TC.2007.70819), after which rounding to float32 is as if done once.
-    """
-    p, c = a.to(torch.float64) * b.to(torch.float64), c.to(torch.float64)
-    s = p + c
-    t = s - p
-    error = (p - (s - t)) + (c - t)  # Knuth's TwoSum: s + error is the exact sum
-    even = (s.view(torch.int64) & 1) == 0
-    toward = torch.where(error > 0, torch.inf, -torch.inf)
-    odd = torch.nextafter(s, toward.to(s.dtype))
-    inexact = s.isfinite() & (error != 0) & error.isfinite()
-    return torch.where(inexact & even, odd, s).to(torch.float32)
 
 
 def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:

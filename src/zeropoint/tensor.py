@@ -1,8 +1,13 @@
 """``QTensor``, how its scale and zero point are chosen, and how reals become integers and back.
 
 Quantize: ``q = clamp(round_half_even(x * (1/scale)) + zero_point, qmin, qmax)``, with ``1/scale``
-rounded once to float32, as ``torch.quantize_per_tensor`` does. Dequantize:
-``real = scale * (q - zero_point)``.
+and the product each rounded once to float32. Dequantize: ``real = scale * (q - zero_point)``.
+
+That is :func:`quantize`, which the layers use. torch (on x86) adds the zero point before it rounds:
+``torch.quantize_per_tensor`` in one fused operation, ``round_half_even(fma(x, 1/scale,
+zero_point))``, ``torch.quantize_per_channel`` in two. The results differ by one, and only where
+``x/scale`` is (nearly) halfway between integers: 0.5 with zero point 1 becomes 2 in torch, 1 here.
+:func:`quantize_per_tensor` and :func:`quantize_per_channel` do as torch's functions of that name.
 """
 
 from __future__ import annotations
@@ -73,7 +78,7 @@ class QTensor:
     QTensor([ 0.0000, 63.5000], dtype=uint8, scale=0.5, zero_point=128)
     """
 
-    __slots__ = ("_axis", "_int_repr", "_packed", "_scale", "_zero_point")
+    __slots__ = ("__weakref__", "_axis", "_int_repr", "_packed", "_scale", "_zero_point")
 
     def __init__(
         self,
@@ -159,6 +164,14 @@ class QTensor:
                     q.q_per_channel_axis(),
                 )
         raise ValueError(f"q must be per-tensor or per-channel affine, got {scheme}")
+
+    @classmethod
+    def _of(cls, integers: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> QTensor:
+        """From parts of a QTensor, which are valid already."""
+        q = cls.__new__(cls)
+        q._int_repr, q._scale, q._zero_point, q._axis = integers, scale, zero_point, axis
+        q._packed = None
+        return q
 
     # What torch's quantized tensors answer, under the same names.
 
@@ -263,13 +276,13 @@ class QTensor:
 
     def clone(self) -> QTensor:
         """A copy that shares no memory with this tensor."""
-        return QTensor(
+        return QTensor._of(
             self._int_repr.clone(), self._scale.clone(), self._zero_point.clone(), self._axis
         )
 
     def to(self, device: torch.device | str) -> QTensor:
         """The same integers, scale and zero point on ``device``."""
-        return QTensor(
+        return QTensor._of(
             self._int_repr.to(device),
             self._scale.to(device),
             self._zero_point.to(device),
@@ -285,7 +298,7 @@ class QTensor:
         """
         integers = self._int_repr[index]
         if self._axis is None:
-            return QTensor(integers, self._scale, self._zero_point)
+            return QTensor._of(integers, self._scale, self._zero_point, None)
         parts = index if isinstance(index, tuple) else (index,)
         if not all(part is Ellipsis or isinstance(part, slice) or _is_int(part) for part in parts):
             if (
@@ -294,7 +307,7 @@ class QTensor:
                 and isinstance(parts[0], Tensor | list)
                 and torch.as_tensor(parts[0]).ndim == 1
             ):
-                return QTensor(integers, self._scale[parts[0]], self._zero_point[parts[0]], 0)
+                return QTensor._of(integers, self._scale[parts[0]], self._zero_point[parts[0]], 0)
             raise IndexError(
                 "a per-channel QTensor takes integers and slices, or one list or 1-d tensor along "
                 f"channel axis 0; got {index!r} with the channel axis {self._axis}"
@@ -306,7 +319,7 @@ class QTensor:
         parts = parts + (slice(None),) * (self.ndim - len(parts))
         along = parts[self._axis]
         axis = self._axis - sum(not isinstance(part, slice) for part in parts[: self._axis])
-        return QTensor(
+        return QTensor._of(
             integers,
             self._scale[along],
             self._zero_point[along],
@@ -315,7 +328,8 @@ class QTensor:
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """For ``copy``: the packed form is of this process and is made again when needed."""
-        return None, {name: getattr(self, name) for name in self.__slots__} | {"_packed": None}
+        parts = ("_axis", "_int_repr", "_scale", "_zero_point")
+        return None, {name: getattr(self, name) for name in parts} | {"_packed": None}
 
     def __repr__(self) -> str:
         values = str(self.dequantize())
@@ -370,6 +384,35 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int)
     high = (qmax - zero_point).to(torch.float32)
     scaled = torch.round(x.to(torch.float32) * inverse)
     return torch.minimum(torch.fmax(scaled, low), high).to(torch.int32) + zero_point
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a · b + c`` of float32 tensors, rounded once.
+
+    The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond 2008,
+    https://doi.org/10.1109/TC.2007.70819), after which rounding to float32 is as if done once.
+    """
+    p, c = a.to(torch.float64) * b.to(torch.float64), c.to(torch.float64)
+    s = p + c
+    t = s - p
+    error = (p - (s - t)) + (c - t)  # Knuth's TwoSum: s + error is the exact sum
+    even = (s.view(torch.int64) & 1) == 0
+    toward = torch.where(error > 0, torch.inf, -torch.inf)
+    odd = torch.nextafter(s, toward.to(s.dtype))
+    inexact = s.isfinite() & (error != 0) & error.isfinite()
+    return torch.where(inexact & even, odd, s).to(torch.float32)
+
+
+def _quantize_as_torch(x: Tensor, q: QTensor) -> Tensor:
+    """The integers of ``x`` by ``q``'s scale and zero point, in torch's order; see the module."""
+    x = x.detach().to(torch.float32)
+    if q.axis is None:
+        shifted = fma(x, 1.0 / q.scale, q.zero_point.to(torch.float32))
+    else:
+        scale, zero_point = (_broadcastable(t, q.axis, x.ndim) for t in (q.scale, q.zero_point))
+        shifted = x * (1.0 / scale) + zero_point.to(torch.float32)
+    info = torch.iinfo(q.dtype)
+    return torch.round(shifted).clamp(info.min, info.max).to(q.dtype)
 
 
 def _check_no_nan(name: str, x: Tensor) -> None:
@@ -435,11 +478,7 @@ def _quantize(
     storage = torch.int8 if signed else torch.uint8
     # An empty QTensor first: it validates scale, zero point and axis, and normalizes them.
     q = QTensor(torch.empty(x.shape, dtype=storage, device=x.device), scale, zero_point, axis)
-    s, z = q.scale, q.zero_point
-    if q.axis is not None:
-        s, z = (_broadcastable(t, q.axis, x.ndim) for t in (s, z))
-    info = torch.iinfo(storage)
-    q._int_repr.copy_(quantize(x.detach(), s, z, info.min, info.max))
+    q._int_repr.copy_(_quantize_as_torch(x, q))
     return q
 
 
