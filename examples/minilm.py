@@ -73,8 +73,8 @@ def print_fidelity(
         )
     out.print(table)
     out.print(
-        "Cosine: of each sentence's embedding to the float model's. Spearman: of the similarities "
-        "of all pairs.\nSame neighbour: sentences whose most similar other sentence is unchanged.\n"
+        "Cosine: of each embedding to the float model's. Spearman: of the similarities of all pairs."
+        "\nSame neighbour: sentences whose most similar other sentence is unchanged.\n"
     )
 
 
@@ -98,7 +98,8 @@ def print_latency(
     rounds: int,
 ) -> None:
     """Median latency of each model, and how many times ours is as fast."""
-    table = Table(title=f"Latency, {torch.get_num_threads()} threads, models in turn: medians")
+    threads = torch.get_num_threads()
+    table = Table(title=f"Latency (medians, models in turn, threads: {threads})")
     table.add_column("model")
     columns = []
     for size, batch in sized.items():
@@ -172,7 +173,9 @@ def main(folder: Path, rounds: int, out: Console | None = None) -> None:
     if here != loaded:
         raise SystemExit(f"{checkpoint} gives other embeddings than the model it was saved from")
     out.print("The same bit for bit.")
-    out.print(f"\nWritten: {checkpoint}, {folder / 'minilm.html'}, {folder / 'minilm.json'}")
+    out.print("\nWritten:")
+    for name in (checkpoint.name, "minilm.html", "minilm.json"):
+        out.print(f"  {folder / name}", soft_wrap=True)
 
 
 if __name__ == "__main__":

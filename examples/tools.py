@@ -19,13 +19,15 @@ def console() -> Console:
 
 
 def machine() -> str:
-    """One line that every table of times stands under."""
+    """A line that every table of times stands under, and one for each thing that spoils them."""
     facts = doctor.facts()
     threads = f"{facts.threads} thread" + "s" * (facts.threads != 1)
-    return (
+    line = (
         f"{facts.cpu}, {threads}, kernel {facts.active_isa}, torch {torch.__version__}, "
         f"Python {facts.versions['python']}"
     )
+    spoilers = [f"{a.level}: {a.text}" for a in doctor.advice(facts) if a.level != "note"]
+    return "\n".join([line, *spoilers])
 
 
 def time_in_turn(
