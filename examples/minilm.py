@@ -73,8 +73,8 @@ def print_fidelity(
         )
     out.print(table)
     out.print(
-        "Cosine: of each embedding to the float model's. Spearman: of the similarities of all pairs."
-        "\nSame neighbour: sentences whose most similar other sentence is unchanged.\n"
+        "Cosine: of each embedding to float32's. Spearman: of the similarities of all pairs.\n"
+        "Same neighbour: sentences whose most similar other sentence is unchanged.\n"
     )
 
 
