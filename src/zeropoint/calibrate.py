@@ -30,7 +30,17 @@ __all__ = [
     "Observer",
     "PercentileObserver",
     "calibrate",
+    "progress_bar",
 ]
+
+
+BAR_DELAY = 2.0
+"""Seconds after which a progress bar appears."""
+
+
+def progress_bar(items: Iterable[Any], what: str, wanted: bool) -> tqdm:
+    """``items`` with a progress bar if ``wanted``, slow, and stderr is a terminal."""
+    return tqdm(items, what, delay=BAR_DELAY, disable=None if wanted else True)
 
 
 def calibrate(
@@ -100,7 +110,7 @@ def calibrate(
             handles.append(modules[name].register_forward_pre_hook(hook, with_kwargs=True))
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
-        bar = tqdm(data, "calibrating", delay=2.0, disable=None if progress else True)
+        bar = progress_bar(data, "calibrating", progress)
         with torch.no_grad(), bar:
             for batch in bar:
                 _run(model, batch)

@@ -242,8 +242,9 @@ class PercentileObserver(_HistogramObserver):
 
     def _range(self, spec: QuantSpec) -> Range:
         cut = (100 - self.percentile) / 200
-        lo, hi = (self._histogram.quantile(q) for q in (cut, 1 - cut))
-        return max(lo, self.lo), min(hi, self.hi)
+        ends = (self._histogram.quantile(q) for q in (cut, 1 - cut))
+        lo, hi = (min(max(end, self.lo), self.hi) for end in ends)
+        return lo, hi
 
 
 def _search(cost: Callable[[float, float], float], lo: float, hi: float, symmetric: bool) -> Range:
@@ -315,6 +316,9 @@ class EntropyObserver(_HistogramObserver):
     evenly again over those that were not empty; the range with the least KL(P‖Q) wins. There the
     range is symmetric; here both ends move (see :class:`MSEObserver`). Exact zeros are left out: no
     quantization changes them, and behind a ReLU their count would drown everything else.
+
+    Made for convolutions and ReLU. Where most values crowd near zero and few matter (softmax, GELU,
+    a transformer's residual stream), it clips too much; see :data:`DEFAULT_OBSERVER`.
     """
 
     BINS = 1 << 12
@@ -368,3 +372,12 @@ OBSERVERS: dict[str, type[Observer]] = {
 """Observers by the names that recipes use."""
 
 DEFAULT_OBSERVER = "mse"
+"""What static recipes use unless told otherwise.
+
+``benchmarks/bench_observers.py`` compares them on nine kinds of activation-like data: normal,
+Laplace, Student's t, behind ReLU, GELU, a gated SiLU and softmax, with outlier channels, with rare
+massive values. A Linear layer's output keeps 31.9 dB SQNR on average by ``mse``, 31.7 by
+``moving-average``, 30.9 by ``minmax``, 30.2 by ``percentile``, 27.0 by ``entropy``; at worst these
+are 0.1, 0.6, 2.1, 8.8 and 28.5 dB behind the best. On MiniLM's sentence embeddings, all layers
+static, the mean cosine to float is 0.9931, 0.9929, 0.9928, 0.907 and 0.904, in the same order.
+"""

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
-from tqdm import tqdm
 
-from .calibrate import OBSERVERS, Observer, calibrate
+from .calibrate import OBSERVERS, Observer, calibrate, progress_bar
 from .modules import Linear, QuantizedLinear
 from .recipes import (
     RECIPES,
@@ -172,7 +171,7 @@ def _build(plan: _Plan, observers: dict[str, Observer], progress: bool) -> dict[
     replacements: dict[str, nn.Module] = {}
     first: dict[tuple[int, QuantSpec], tuple[str, QuantizedLinear]] = {}  # of one Parameter
     chosen = plan.chosen.items()
-    for name, layer in tqdm(chosen, "quantizing", delay=2.0, disable=None if progress else True):
+    for name, layer in progress_bar(chosen, "quantizing", progress):
         linear = plan.layers[name]
         qparams = observers[name].qparams(layer.activation) if name in observers else None
         key = (id(linear.weight), layer.weight)
