@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any, Literal, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -307,7 +308,7 @@ class QuantizedLinear(nn.Module):
 
     def _rebuild(self) -> tuple[Any, ...]:
         b = self._buffers
-        weight = QTensor(self.weight, self.scale, self.zero_point, 0)
+        weight = _shared_qtensor(self.weight, self.scale, self.zero_point)
         static: tuple[Any, ...] = (None, None, None, None, None)
         if self.mode == "static":
             scale, zero_point = b["input_scale"], b["input_zero_point"]
@@ -340,6 +341,24 @@ class QuantizedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_cache": None}
+
+
+_qtensors: WeakValueDictionary[tuple[int, int, int], QTensor] = WeakValueDictionary()
+
+
+def _shared_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor:
+    """One QTensor, and so one packing, for all layers that hold the same buffers (tied weights)."""
+    key = (id(weight), id(scale), id(zero_point))
+    q = _qtensors.get(key)
+    # An id may have been used before; memory that a living QTensor holds cannot.
+    if (
+        q is None
+        or q._int_repr is not weight
+        or q._scale.data_ptr() != scale.data_ptr()
+        or q._zero_point.data_ptr() != zero_point.data_ptr()
+    ):
+        q = _qtensors[key] = QTensor(weight, scale, zero_point, 0)
+    return q
 
 
 def _version(t: Tensor) -> int:
