@@ -221,8 +221,8 @@ def _advise_torch(f: Facts, say: Any) -> None:
 
 def table(f: Facts) -> Any:
     """Facts as a table for ``rich``."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -247,7 +247,7 @@ def table(f: Facts) -> Any:
         "system": f.system,
     }
     for name, value in rows.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, Text(str(value)))
     return table
 
 

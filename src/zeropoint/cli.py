@@ -1,0 +1,397 @@
+"""The command line: arguments and printing. ``zeropoint --help`` tells the rest.
+
+Exit codes: 0 done; 1 something given was wrong, or ``doctor`` found an error: one line on stderr
+says what; 2 the command line itself was wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from typer.core import TyperGroup
+
+from . import bench as bench_
+from . import doctor as doctor_
+from . import kernels, sources
+from .formats import native
+from .quantize import RECIPES
+from .quantize import quantize as quantize_model
+from .report import compare as compare_models
+from .report.measure import model_bytes
+from .report.numbers import write_text
+from .report.words import size
+
+
+class _Commands(TyperGroup):
+    """Turns what the library raises into one line and an exit code, for every command."""
+
+    def main(self, args: Any = None, **extra: Any) -> Any:  # type: ignore[override]
+        args = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in args
+        if debug:  # anywhere on the line
+            args.remove("--debug")
+        if not extra.pop("standalone_mode", True):
+            return super().main(args, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, standalone_mode=False, **extra)
+        except typer.Abort:
+            code = 130
+        except Exception as error:
+            # typer's usage errors know their exit code and text; they are of one class in typer's
+            # own copy of click and of another in click itself.
+            if hasattr(error, "exit_code") and hasattr(error, "format_message"):
+                command = getattr(getattr(error, "ctx", None), "command_path", "zeropoint")
+                _error(f"{error.format_message()} ({command} --help tells how)")
+                sys.exit(error.exit_code)
+            if debug:
+                raise
+            expected = isinstance(error, ValueError | TypeError | OSError | ImportError)
+            text = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
+            _error(text)
+            sys.exit(1)
+        sys.exit(code or 0)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done · 1 an error, told in one line on stderr · 2 wrong usage.",
+)
+
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON here too.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows or lines of data a batch.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many rows or lines only.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Cut longer lines of text.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"zeropoint {doctor_.version('zeropoint') or '(not installed)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Goes anywhere.")
+    ] = False,
+) -> None:
+    """Linear layers in 8-bit integers: quantize a model, and see what it cost and brought."""
+
+
+@app.command(no_args_is_help=True)
+def quantize(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face folder; or package.module:factory, a callable that returns an "
+            "nn.Module; or a .safetensors file, whose 2-D weights are streamed one at a time.",
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPE",
+            help=f"{', '.join(RECIPES)}, or a recipe as a .json file.",
+            autocompletion=lambda: list(RECIPES),
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Data that int8-static needs: .safetensors, .npz, .npy, or lines of .txt.",
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only layers whose name matches. Repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave layers whose name matches. Repeatable."),
+    ] = None,
+    batch_size: BatchSize = 32,
+    limit: Limit = None,
+    max_tokens: MaxTokens = 128,
+) -> None:
+    """Quantize a model's Linear layers and write one .safetensors file.
+
+    zeropoint quantize ./all-MiniLM-L6-v2 --to int8-dynamic --out minilm.safetensors
+    """
+    recipe = sources.load_recipe(to)
+    _check_writable("--out", out)
+    needs_data = sources.needs_calibration(recipe)
+    if needs_data and calibrate is None:
+        raise typer.BadParameter(f"--to {to} needs --calibrate FILE")
+    patterns: dict[str, Any] = {"include": include or None, "exclude": exclude or None}
+    if sources.is_tensor_file(model):
+        if calibrate is not None or needs_data:
+            raise ValueError(f"MODEL {model!r} is a file of tensors, which cannot be calibrated")
+        summary: Any = native.quantize_file(model, out, recipe, **patterns)
+        typer.echo(str(summary))
+        if not summary.quantized:
+            _warn(f"nothing was quantized; {out} holds the same floats")
+        _tell_sizes(out, Path(model).stat().st_size)
+        return
+    loaded = _load(model)
+    data = None
+    if calibrate is not None:
+        data = sources.load_data(
+            calibrate, loaded, batch_size=batch_size, limit=limit, max_tokens=max_tokens
+        )
+    before = model_bytes(loaded.model)
+    quantized = quantize_model(loaded.model, recipe, calibration=data, inplace=True, **patterns)
+    summary = quantized.quantization
+    typer.echo(str(summary))
+    if not summary.quantized:
+        raise ValueError(f"nothing was quantized, so {out} was not written")
+    native.save(quantized, out)
+    _tell_sizes(out, before)
+
+
+@app.command(no_args_is_help=True)
+def compare(
+    model: Annotated[str, typer.Argument(metavar="FLOAT_MODEL", help="As MODEL of quantize.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="QUANTIZED_FILE", help="What quantize wrote for that model.")
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Inputs: .safetensors, .npz, .npy, or lines of .txt."),
+    ],
+    json_file: Json = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots.")
+    ] = None,
+    batch_size: BatchSize = 32,
+    limit: Limit = None,
+    max_tokens: MaxTokens = 128,
+) -> None:
+    """Run a float model and its quantized file side by side: error, bytes and time, by layer.
+
+    zeropoint compare ./all-MiniLM-L6-v2 minilm.safetensors --data sentences.txt --html out.html
+    """
+    for option, path in (("--json", json_file), ("--html", html)):
+        _check_writable(option, path)
+    _warn_if_reference()
+    loaded = _load(model)
+    batches = sources.load_data(
+        data, loaded, batch_size=batch_size, limit=limit, max_tokens=max_tokens
+    )
+    quantized = native.load(file, copy.deepcopy(loaded.model))
+    report = compare_models(loaded.model, quantized, batches)
+    _console(markup=True).print(report)
+    if json_file is not None:
+        report.to_json(json_file)
+    if html is not None:
+        report.to_html(html)
+
+
+@app.command(no_args_is_help=True)
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of zeropoint.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Read all data and compare it with its checksums.")
+    ] = True,
+) -> None:
+    """Show what is in a checkpoint: header, layers, tensors. No model needed."""
+    content = native.inspect(file, verify=verify)
+    if as_json:
+        typer.echo(json.dumps(content.to_dict(), indent=2))
+        return
+    console = _console()
+    console.print(
+        f"{file}: zeropoint checkpoint, version {content.version}, {size(content.file_bytes)}, "
+        f"checksums {'verified' if content.verified else 'not verified'}",
+        soft_wrap=True,
+    )
+    for key, value in content.metadata.items():
+        console.print(f"{key}: {value}", soft_wrap=True)
+    layers = _table("quantized layer", "mode", "in × out", "bias", "bytes")
+    own: set[str] = set()
+    for name, layer in content.layers.items():
+        names = [f"{name}.{key}" if name else key for key in layer.tensors()]
+        own.update(names)
+        count = sum(content.tensors[n].nbytes for n in names if n in content.tensors)
+        shape = f"{layer.in_features} × {layer.out_features}"
+        bias = "yes" if layer.bias else "no"
+        layers.add_row(name or "(the model)", layer.mode, shape, bias, size(count))
+    tensors = _table("other tensor", "dtype", "shape", "bytes")
+    for name, t in content.tensors.items():
+        if name not in own:
+            tensors.add_row(name, t.dtype, " × ".join(map(str, t.shape)), size(t.nbytes))
+    for name, source in content.aliases.items():
+        tensors.add_row(name, "", f"is {source}", "")
+    for table in (layers, tensors):
+        if table.row_count:
+            console.print()
+            console.print(table)
+
+
+@app.command()
+def bench(
+    shapes: Annotated[
+        str, typer.Option(metavar="KxN,...", help="Inputs × outputs of the layers.")
+    ] = ",".join(f"{k}x{n}" for k, n in bench_.SHAPES),
+    rows: Annotated[str, typer.Option(metavar="M,...", help="Rows of input a call.")] = ",".join(
+        map(str, bench_.ROWS)
+    ),
+    threads: Annotated[
+        str | None, typer.Option(metavar="T,...", help="Thread counts; by default torch's.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each line.")] = 1.0,
+    json_file: Json = None,
+) -> None:
+    """Time a Linear layer in each precision on this machine, in turn with torch's own."""
+    pairs = [_shape(text) for text in shapes.split(",")]
+    row_counts = _numbers("--rows", rows)
+    thread_counts = None if threads is None else _numbers("--threads", threads)
+    _check_writable("--json", json_file)
+    _warn_if_reference()
+    results = list(
+        tqdm(
+            bench_.bench(pairs, row_counts, thread_counts, seconds=seconds),
+            total=len(pairs) * len(row_counts) * len(thread_counts or [0]),
+            disable=not sys.stderr.isatty(),
+            delay=2,
+            leave=False,
+        )
+    )
+    facts = doctor_.facts()
+    console = _console()
+    console.print(bench_.table(results))
+    console.print(
+        f"µs a call, medians; × = how many times faster int8-dynamic is.\n{facts.cpu}, "
+        f"{facts.active_isa}, torch {facts.versions['torch']}"
+    )
+    for name, note in {n: t for r in results for n, t in r.notes.items()}.items():
+        console.print(f"{name}: {note}")
+    if json_file is not None:
+        machine, timed = facts.to_dict(), [r.to_dict() for r in results]
+        content = {"version": 1, "machine": machine, "results": timed}
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show which instruction sets, kernel, threads and versions are in use, and what to improve.
+
+    Exit code 1 where the C++ core is missing or wrong.
+    """
+    facts = doctor_.facts()
+    advice = doctor_.advice(facts)
+    if as_json:
+        content = facts.to_dict() | {"ok": facts.ok, "advice": [asdict(a) for a in advice]}
+        typer.echo(json.dumps(content, indent=2))
+    else:
+        console = _console()
+        console.print(doctor_.table(facts))
+        styles = {"error": "bold red", "warning": "yellow", "note": ""}
+        for a in advice:
+            label = a.level.upper() if a.level == "error" else a.level
+            text = f"\n{label}: {a.text}"
+            # Into a pipe, one line each: for grep, and to copy commands from.
+            console.print(text, style=styles[a.level], soft_wrap=not console.is_terminal)
+        if not advice:
+            console.print("\nAll is well.")
+    if not facts.ok:
+        _error(next(a.text for a in advice if a.level == "error").split(". ")[0])
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The entry point of the ``zeropoint`` command."""
+    warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # × and µ are no reason to fail where ASCII rules
+            stream.reconfigure(errors="replace")
+    app(prog_name="zeropoint")
+
+
+# Printing.
+
+
+def _console(markup: bool = False) -> Console:
+    # Into a pipe or file, 80 columns would fold tables; whoever wants that sets COLUMNS.
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=120 if wide else None, markup=markup, highlight=False)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold", justify="right" if number > 1 else "left")
+    return table
+
+
+def _error(text: str) -> None:
+    typer.echo(f"error: {' '.join(text.split())}", err=True)
+
+
+def _warn(text: object) -> None:
+    typer.echo(f"warning: {' '.join(str(text).split())}", err=True)
+
+
+def _show_warning(message: Any, *_where: Any, **_more: Any) -> None:
+    _warn(message)
+
+
+def _warn_if_reference() -> None:
+    if kernels.active_isa() == kernels.REFERENCE:
+        _warn("no kernel computes here but the slow reference; see zeropoint doctor")
+
+
+def _load(model: str) -> sources.Loaded:
+    loaded = sources.load_model(model)
+    for warning in loaded.warnings:
+        _warn(warning)
+    return loaded
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Before any work is done, not after."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: there is no folder {path.resolve().parent}")
+    if path is not None and path.is_dir():
+        raise IsADirectoryError(f"{option} {path} is a folder")
+
+
+def _tell_sizes(out: Path, before: int) -> None:
+    after = out.stat().st_size
+    typer.echo(f"Wrote {out}: {size(after)}, from {size(before)} ({after / before:.0%}).")
+
+
+def _numbers(option: str, text: str, separator: str = ",", example: str = "1,16") -> list[int]:
+    parts = text.lower().split(separator)
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{option} takes numbers such as {example}, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _shape(text: str) -> tuple[int, int]:
+    match _numbers("--shapes", text, "x", "768x3072"):
+        case [k, n]:
+            return k, n
+    raise typer.BadParameter(f"--shapes takes KxN,... such as 768x3072, got {text!r}")
