@@ -93,7 +93,7 @@ def _whole(r: Report) -> Table:
     table = Table(
         title=escape(f"{r.model}, {words.count(r.batches, 'batch', 'batches')}"), **_STYLE
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in ("float", "quantized", "change"):
         table.add_column(name, justify="right")
     for row in whole_rows(r):

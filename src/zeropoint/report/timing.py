@@ -163,7 +163,6 @@ def _timing(samples: list[float]) -> Timing:
 def _quiet() -> Iterator[None]:
     """No garbage collection while the clock runs, as timeit does."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
