@@ -17,12 +17,15 @@ from ..quantize import LayerRecipe, QuantizationSummary, Recipe, get_recipe
 from ..spec import PerChannel
 from ..tensor import QTensor, choose_qparams, quantize_per_tensor, quantize_to_spec
 from . import header as _header
-from .container import CHUNK_BYTES, CheckpointError, Reader, TensorInfo, open_reader
+from .container import CheckpointError, Reader, TensorInfo, open_reader
 from .header import LayerInfo, qualified
 from .writer import Writer, open_writer
 
 EMBEDDINGS = ("*embed*", "*wte", "*wpe", "shared", "*relative_attention_bias")
 """Names that embedding tables go by. Their weights are 2-D as well, but no Linear layer's."""
+
+BLOCK_BYTES = 1 << 20
+"""Bytes of a weight quantized at a time; the temporaries take some ten times as much."""
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
@@ -44,8 +47,8 @@ def quantize_file(
     that :func:`zeropoint.quantize` gives the same layer. :func:`zeropoint.load` refuses the file
     with the layer's name where the model has no Linear layer there; name it in ``exclude`` then.
 
-    Memory: a few blocks of 4 MiB (or of one row, where a row is longer), whatever the tensors'
-    size, beside scales and zero points.
+    Memory: some ten times a block of 1 MiB (or of one row, where a row is longer), whatever the
+    size of the tensors and the file.
 
     Args:
         path_in: a safetensors file.
@@ -241,7 +244,7 @@ def _require_finite(path: Path, layer: str, name: str, block: Tensor) -> None:
 def _blocks(reader: Reader, tensor: TensorInfo) -> Iterator[Tensor]:
     """A tensor's rows, as many at a time as fit a few MiB, at least one."""
     row_bytes = tensor.nbytes // tensor.shape[0] if tensor.nbytes else 1
-    for chunk in reader.chunks(tensor.name, max(CHUNK_BYTES // row_bytes, 1) * row_bytes):
+    for chunk in reader.chunks(tensor.name, max(BLOCK_BYTES // row_bytes, 1) * row_bytes):
         flat = torch.frombuffer(bytearray(chunk), dtype=tensor.torch_dtype)
         yield flat.reshape(-1, *tensor.shape[1:])
 
