@@ -228,8 +228,10 @@ def _bad_layers(good: bytes) -> Iterator[tuple[str, bytes, str]]:
         layer(weight={"bits": 8, "signed": 1, "granularity": "per-channel", "axis": 0}),
         where + ".*weight must be",
     )
-    yield "scale_renamed", renamed("chain.2.scale", "chain.2.scales"), where + ".*scale': missing"
-    yield "bias_renamed", renamed("chain.2.bias", "chain.2.b"), where + ".*bias': missing"
+    yield "scale_renamed", renamed("chain.2.scale", "scales"), where + ".*scale': missing"
+    yield "bias_renamed", renamed("chain.2.bias", "bias"), where + ".*bias': missing"
+    yield "bias_unlisted", layer(bias=False), where + ".*bias': by the layer table"
+    yield "scale_unlisted", renamed("scalar", "chain.2.input_scale"), where + ".*input_scale': by"
     head, data = split(good)
     head["chain.2.zero_point"]["dtype"] = "F32"
     yield "zero_point_float", join(sign(head, data), data), where + ".*expected I32"

@@ -253,6 +253,10 @@ def _check(path: Path, header: Header) -> None:
     for name in header.sha256:
         if name not in header.tensors:
             raise CheckpointError(path, "a SHA-256 of a tensor that is not there", tensor=name)
+    for name in (*header.tensors, *header.aliases):
+        layer, _, key = name.rpartition(".")
+        if layer in header.layers and key not in header.layers[layer].tensors():
+            raise CheckpointError(path, "by the layer table, the layer has no such", layer, name)
     for layer, info in header.layers.items():
         for key, (dtype, shape) in info.tensors().items():
             name = qualified(layer, key)
