@@ -24,8 +24,8 @@ struct Avx2Base {
   static ZP_INLINE i32 mul_i32(i32 a, i32 b) { return _mm256_mullo_epi32(a, b); }
   static ZP_INLINE f32 to_f32(i32 v) { return _mm256_cvtepi32_ps(v); }
   static ZP_INLINE i32 to_i32(f32 v) { return _mm256_cvtps_epi32(v); }
-  static ZP_INLINE i32 load_i32(const int32_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static ZP_INLINE i32 load_i32(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
   static ZP_INLINE void store_i32(int32_t* p, i32 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
@@ -78,6 +78,8 @@ struct Avx2Base {
     return sub_i32(_mm256_srai_epi32(quad, 24), zero);
   }
 
+  static ZP_INLINE i32 shift_byte(i32 quad) { return _mm256_srli_epi32(quad, 8); }
+
   template <Type T>
   static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
                                  int32_t zero_point, uint8_t* q) {
@@ -88,8 +90,8 @@ struct Avx2Base {
       v[j] = add_i32(v[j], set1_i32(zero_point));
     }
     // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
-    const i32 words = _mm256_packus_epi16(_mm256_packus_epi32(v[0], v[1]),
-                                          _mm256_packus_epi32(v[2], v[3]));
+    const i32 words =
+        _mm256_packus_epi16(_mm256_packus_epi32(v[0], v[1]), _mm256_packus_epi32(v[2], v[3]));
     const i32 order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     store_i32(reinterpret_cast<int32_t*>(q), _mm256_permutevar8x32_epi32(words, order));
   }

@@ -27,7 +27,7 @@ struct Avx512 {
   static ZP_INLINE i32 mul_i32(i32 a, i32 b) { return _mm512_mullo_epi32(a, b); }
   static ZP_INLINE f32 to_f32(i32 v) { return _mm512_cvtepi32_ps(v); }
   static ZP_INLINE i32 to_i32(f32 v) { return _mm512_cvtps_epi32(v); }
-  static ZP_INLINE i32 load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static ZP_INLINE i32 load_i32(const void* p) { return _mm512_loadu_si512(p); }
   static ZP_INLINE void store_i32(int32_t* p, i32 v) { _mm512_storeu_si512(p, v); }
   static ZP_INLINE void store_bytes(uint8_t* p, i32 v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
@@ -39,8 +39,8 @@ struct Avx512 {
   template <Type T>
   static ZP_INLINE f32 load(const void* x, int64_t i) {
     if constexpr (T == F32) return _mm512_loadu_ps(static_cast<const float*>(x) + i);
-    const __m256i h = _mm256_loadu_si256(
-        reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(x) + i));
+    const __m256i h =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(x) + i));
     if constexpr (T == BF16)
       return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
     return _mm512_cvtph_ps(h);
@@ -73,12 +73,17 @@ struct Avx512 {
   static ZP_INLINE w_t load_w(const int8_t* w) { return _mm512_loadu_si512(w); }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) { return _mm512_dpbusd_epi32(acc, a, w); }
 
+  // acc + the two products of 16-bit halves.
+  static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
+
   // Byte J of each four, sign-extended, less the zero point.
   template <int J>
   static ZP_INLINE i32 byte(i32 quad, i32 zero) {
     if constexpr (J < 3) quad = _mm512_slli_epi32(quad, 24 - 8 * J);
     return sub_i32(_mm512_srai_epi32(quad, 24), zero);
   }
+
+  static ZP_INLINE i32 shift_byte(i32 quad) { return _mm512_srli_epi32(quad, 8); }
 
   template <Type T>
   static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
@@ -90,8 +95,8 @@ struct Avx512 {
       v[j] = add_i32(v[j], set1_i32(zero_point));
     }
     // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
-    const i32 words = _mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]),
-                                          _mm512_packus_epi32(v[2], v[3]));
+    const i32 words =
+        _mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
     const i32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, words));
   }

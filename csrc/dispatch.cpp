@@ -83,7 +83,7 @@ namespace {
 const Isa* const kTable[] = {
 // Best first.
 #if defined(__x86_64__)
-    &isa_amx, &isa_avx512vnni, &isa_avxvnni, &isa_avx2,
+    &isa_amx,      &isa_avx512vnni, &isa_avxvnni, &isa_avx2,
 #endif
     &isa_portable,
 };

@@ -3,13 +3,13 @@
 // instances of its own and the linker cannot mix them up. Plain structs only: a std template
 // compiled here with wide instructions could be the copy the linker keeps for everyone.
 //
-// Include scalar.h first. V provides: f32, i32, a_t, w_t, lanes; int_rows x int_vecs and float_rows x float_vecs, the
-// register tiles; int_chains, the accumulators below which k is unrolled; quantize_width; and the
-// operations used below.
+// Include scalar.h first. V provides: f32, i32, a_t, w_t, lanes; int_rows x int_vecs and float_rows
+// x float_vecs, the register tiles; int_chains, the accumulators below which k is unrolled;
+// quantize_width; and the operations used below.
 
 // The first `count` lanes to y[i...].
 template <class V, Type Y>
-ZP_INLINE void store_floats(void* y, int64_t i, int count, typename V::f32 value) {
+ZP_INLINE void store_floats(void* y, int64_t i, int64_t count, typename V::f32 value) {
   if (count >= V::lanes) {
     V::template store<Y>(y, i, value);
   } else {
@@ -110,91 +110,99 @@ void quantize_static(const QuantizeRow& r, Row* row) {
 
 // ---- int8 x int8 --------------------------------------------------------------------------------
 
-// From accumulators to outputs, for `V::lanes` outputs of one row from output `n` on.
-template <class V, Type Y>
-ZP_INLINE void finish(const Int8Block& b, int64_t m, int64_t n, typename V::i32 acc) {
-  const int64_t left = b.w->n - n;
-  if (left <= 0) return;
-  const int count = left < V::lanes ? int(left) : V::lanes;
-  const int64_t at = m * b.y_stride + n;
+// From accumulators to outputs: N vectors of one row from output `n` on. `acc` lies in memory, or
+// in registers once this is inlined.
+template <class V, Type Y, int N>
+ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typename V::i32* acc) {
+  const int64_t left = b.w->n - n, at = m * b.y_stride + n;
   if constexpr (Y == I32) {
     int32_t* y = static_cast<int32_t*>(b.y) + at;
-    if (count == V::lanes) {
-      V::store_i32(y, acc);
+    if (left >= N * V::lanes) {
+      ZP_EACH (v, N) V::store_i32(y + v * V::lanes, acc[v]);
     } else {
-      int32_t lane[V::lanes];
-      V::store_i32(lane, acc);
-      for (int l = 0; l < count; l++) y[l] = lane[l];
+      int32_t lane[N * V::lanes];
+      ZP_EACH (v, N) V::store_i32(lane + v * V::lanes, acc[v]);
+      for (int l = 0; l < left; l++) y[l] = lane[l];
     }
-    return;
   } else {
     const Row& row = b.row[m];
-    acc = V::sub_i32(acc, V::mul_i32(V::load_i32(b.w->sum + n), V::set1_i32(row.zero_point)));
-    if (b.w->zero_point)
-      acc = V::sub_i32(
-          acc, V::mul_i32(V::load_i32(b.w->zero_point + n), V::set1_i32(row.centered)));
-    auto scale = V::mul(V::set1(row.scale), V::template load<F32>(b.w->scale, n));
-    auto value = V::mul(V::to_f32(acc), scale);
-    if (b.bias) value = V::add(value, V::template load<F32>(b.bias, n));
+    const auto scale = V::set1(row.scale);
+    // -zero_point and -128 zero_point, the factors of the two halves of sum_w.
+    const auto zero = V::set1_i32(
+        int32_t(uint32_t(uint16_t(-row.zero_point)) | uint32_t(-128 * row.zero_point) << 16));
+    typename V::f32 value[N];
+    ZP_EACH (v, N) {
+      const int64_t o = n + v * V::lanes;
+      auto sum = V::add_pairs(acc[v], V::load_i32(b.w->sum + 2 * o), zero);
+      if (b.w->zero_point)
+        sum = V::sub_i32(sum,
+                         V::mul_i32(V::load_i32(b.w->zero_point + o), V::set1_i32(row.centered)));
+      value[v] = V::mul(V::to_f32(sum), V::mul(scale, V::template load<F32>(b.w->scale, o)));
+      if (b.bias) value[v] = V::add(value[v], V::template load<F32>(b.bias, o));
+    }
     if constexpr (Y == U8 || Y == S8) {
       constexpr int qmin = Y == U8 ? 0 : -128, qmax = qmin + 255;
-      value = V::mul(value, V::set1(b.y_inverse_scale));
-      // max(value, low) gives low for a NaN, by the order of its operands.
-      value = V::max(value, V::set1(float(qmin - b.y_zero_point)));
-      value = V::min(value, V::set1(float(qmax - b.y_zero_point)));
-      auto q = V::add_i32(V::to_i32(value), V::set1_i32(b.y_zero_point));
       uint8_t* y = static_cast<uint8_t*>(b.y) + at;
-      if (count == V::lanes) {
-        V::store_bytes(y, q);
-      } else {
-        uint8_t lane[V::lanes];
-        V::store_bytes(lane, q);
-        for (int l = 0; l < count; l++) y[l] = lane[l];
+      uint8_t lane[N * V::lanes];
+      uint8_t* to = left >= N * V::lanes ? y : lane;
+      ZP_EACH (v, N) {
+        auto q = V::mul(value[v], V::set1(b.y_inverse_scale));
+        // max(q, low) gives low for a NaN, by the order of its operands.
+        q = V::max(q, V::set1(float(qmin - b.y_zero_point)));
+        q = V::min(q, V::set1(float(qmax - b.y_zero_point)));
+        V::store_bytes(to + v * V::lanes, V::add_i32(V::to_i32(q), V::set1_i32(b.y_zero_point)));
       }
+      if (to == lane)
+        for (int l = 0; l < left; l++) y[l] = lane[l];
+    } else if (left >= N * V::lanes) {
+      ZP_EACH (v, N) V::template store<Y>(b.y, at + v * V::lanes, value[v]);
     } else {
-      store_floats<V, Y>(b.y, at, count, value);
+      ZP_EACH (v, N) {
+        const int64_t count = left - v * V::lanes;
+        if (count > 0) store_floats<V, Y>(b.y, at + v * V::lanes, count, value[v]);
+      }
     }
   }
 }
 
 // R rows x int_vecs vectors of outputs, accumulators in registers. With few rows two steps of k go
-// to accumulators of their own, which hides the latency of the dot product.
+// to accumulators of their own, which hides the latency of the dot product. Every loop over the
+// accumulators is unrolled: a variable index would put them all in memory.
 template <class V, int R, Type Y>
 void int8_tile(const Int8Block& b, const int8_t* w, int64_t m, int64_t n) {
   using i32 = typename V::i32;
   constexpr int N = V::int_vecs, U = R * N < V::int_chains ? 2 : 1;
   constexpr int quad = 4 * kPanel;  // bytes of a panel for four k
   i32 acc[U][R][N];
-  for (int u = 0; u < U; u++)
-    for (int r = 0; r < R; r++)
-      for (int v = 0; v < N; v++) acc[u][r][v] = V::zero_i32();
+  ZP_EACH (u, U)
+    ZP_EACH (r, R)
+      ZP_EACH (v, N) acc[u][r][v] = V::zero_i32();
   const uint8_t* a = b.a + m * b.a_stride + b.k_begin;
   const int64_t stride = b.a_stride, quads = ceil_div(b.k_end - b.k_begin, 4);
   int64_t q = 0;
   for (; q + U <= quads; q += U) {
     V::prefetch(w + 2048);
-    for (int u = 0; u < U; u++) {
+    ZP_EACH (u, U) {
       typename V::w_t wv[N];
-      for (int v = 0; v < N; v++) wv[v] = V::load_w(w + u * quad + v * 4 * V::lanes);
-      for (int r = 0; r < R; r++) {
+      ZP_EACH (v, N) wv[v] = V::load_w(w + u * quad + v * 4 * V::lanes);
+      ZP_EACH (r, R) {
         typename V::a_t av = V::load_a(a + r * stride + 4 * (q + u));
-        for (int v = 0; v < N; v++) acc[u][r][v] = V::dot(acc[u][r][v], av, wv[v]);
+        ZP_EACH (v, N) acc[u][r][v] = V::dot(acc[u][r][v], av, wv[v]);
       }
     }
     w += U * quad;
   }
-  if (U == 2 && q < quads)
-    for (int r = 0; r < R; r++) {
+  if (U == 2 && q < quads) {
+    ZP_EACH (r, R) {
       typename V::a_t av = V::load_a(a + r * stride + 4 * q);
-      for (int v = 0; v < N; v++)
-        acc[0][r][v] = V::dot(acc[0][r][v], av, V::load_w(w + v * 4 * V::lanes));
+      ZP_EACH (v, N) acc[0][r][v] = V::dot(acc[0][r][v], av, V::load_w(w + v * 4 * V::lanes));
     }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < N; v++) {
-      i32 sum = acc[0][r][v];
-      if (U == 2) sum = V::add_i32(sum, acc[U - 1][r][v]);
-      finish<V, Y>(b, m + r, n + v * V::lanes, sum);
-    }
+  }
+  ZP_EACH (r, R) {
+    if constexpr (U == 2)
+      ZP_EACH (v, N) acc[0][r][v] = V::add_i32(acc[0][r][v], acc[1][r][v]);
+    finish_row<V, Y, N>(b, m + r, n, acc[0][r]);
+  }
 }
 
 template <class V, Type Y, int R = V::int_rows>
@@ -245,7 +253,7 @@ ZP_INLINE void finish_weight_only(const WeightOnlyBlock& b, int64_t m, int64_t n
                                   typename V::f32 acc) {
   const int64_t left = b.w->n - n;
   if (left <= 0) return;
-  const int count = left < V::lanes ? int(left) : V::lanes;
+  const int64_t count = left < V::lanes ? left : V::lanes;
   auto value = V::mul(acc, V::template load<F32>(b.w->scale, n));
   if (b.bias) value = V::add(value, V::template load<F32>(b.bias, n));
   const int64_t at = m * b.y_stride + n;
@@ -261,36 +269,39 @@ template <class V, int R, bool Z>
 void weight_only_tile(const WeightOnlyBlock& b, const int8_t* w, int64_t m, int64_t n) {
   constexpr int N = V::float_vecs;
   typename V::f32 acc[R][N];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < N; v++) acc[r][v] = V::zero_f32();
+  ZP_EACH (r, R)
+    ZP_EACH (v, N) acc[r][v] = V::zero_f32();
   const float* x = b.x + m * b.x_stride;
   const int64_t k = b.w->k, stride = b.x_stride;
   typename V::i32 zero[N];
-  for (int v = 0; v < N; v++)
-    zero[v] = Z ? V::load_i32(b.w->zero_point + n + v * V::lanes) : V::zero_i32();
-  for (int64_t q = 0; q < k; q += 4, w += 4 * kPanel) {
+  ZP_EACH (v, N) zero[v] = Z ? V::load_i32(b.w->zero_point + n + v * V::lanes) : V::zero_i32();
+  const int64_t whole = k / 4 * 4;
+  for (int64_t q = 0; q < whole; q += 4, w += 4 * kPanel) {
     V::prefetch(w + 2048);
-    const int count = k - q < 4 ? int(k - q) : 4;
-    for (int v = 0; v < N; v++) {
-      typename V::i32 quad = V::load_i32(reinterpret_cast<const int32_t*>(w) + v * V::lanes);
-      typename V::f32 wv[4];
-      wv[0] = V::to_f32(V::template byte<0>(quad, zero[v]));
-      wv[1] = V::to_f32(V::template byte<1>(quad, zero[v]));
-      wv[2] = V::to_f32(V::template byte<2>(quad, zero[v]));
-      wv[3] = V::to_f32(V::template byte<3>(quad, zero[v]));
-      if (count == 4) {
-        for (int r = 0; r < R; r++)
-          for (int j = 0; j < 4; j++)
-            acc[r][v] = V::fma(V::set1(x[r * stride + q + j]), wv[j], acc[r][v]);
-      } else {
-        for (int r = 0; r < R; r++)
-          for (int j = 0; j < count; j++)
-            acc[r][v] = V::fma(V::set1(x[r * stride + q + j]), wv[j], acc[r][v]);
+    ZP_EACH (v, N) {
+      const auto quad = V::load_i32(reinterpret_cast<const int32_t*>(w) + v * V::lanes);
+      const auto w0 = V::to_f32(V::template byte<0>(quad, zero[v]));
+      const auto w1 = V::to_f32(V::template byte<1>(quad, zero[v]));
+      const auto w2 = V::to_f32(V::template byte<2>(quad, zero[v]));
+      const auto w3 = V::to_f32(V::template byte<3>(quad, zero[v]));
+      ZP_EACH (r, R) {
+        const float* xr = x + r * stride + q;
+        acc[r][v] = V::fma(V::set1(xr[0]), w0, acc[r][v]);
+        acc[r][v] = V::fma(V::set1(xr[1]), w1, acc[r][v]);
+        acc[r][v] = V::fma(V::set1(xr[2]), w2, acc[r][v]);
+        acc[r][v] = V::fma(V::set1(xr[3]), w3, acc[r][v]);
       }
     }
   }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < N; v++) finish_weight_only<V>(b, m + r, n + v * V::lanes, acc[r][v]);
+  for (int64_t q = whole; q < k; q++)
+    ZP_EACH (v, N) {
+      auto quad = V::load_i32(reinterpret_cast<const int32_t*>(w) + v * V::lanes);
+      for (int64_t j = whole; j < q; j++) quad = V::shift_byte(quad);
+      const auto wv = V::to_f32(V::template byte<0>(quad, zero[v]));
+      ZP_EACH (r, R) acc[r][v] = V::fma(V::set1(x[r * stride + q]), wv, acc[r][v]);
+    }
+  ZP_EACH (r, R)
+    ZP_EACH (v, N) finish_weight_only<V>(b, m + r, n + v * V::lanes, acc[r][v]);
 }
 
 // Many rows: R rows x a part of a panel dequantized to w[k][64]; partial sums wait in c[rows][64].
@@ -298,18 +309,18 @@ template <class V, int R>
 void float_tile(const float* x, int64_t stride, const float* w, int64_t k, float* c) {
   constexpr int N = V::float_vecs;
   typename V::f32 acc[R][N];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < N; v++) acc[r][v] = V::template load<F32>(c, r * kPanel + v * V::lanes);
+  ZP_EACH (r, R)
+    ZP_EACH (v, N) acc[r][v] = V::template load<F32>(c, r * kPanel + v * V::lanes);
   for (int64_t i = 0; i < k; i++, w += kPanel) {
     typename V::f32 wv[N];
-    for (int v = 0; v < N; v++) wv[v] = V::template load<F32>(w, v * V::lanes);
-    for (int r = 0; r < R; r++) {
-      typename V::f32 xv = V::set1(x[r * stride + i]);
-      for (int v = 0; v < N; v++) acc[r][v] = V::fma(xv, wv[v], acc[r][v]);
+    ZP_EACH (v, N) wv[v] = V::template load<F32>(w, v * V::lanes);
+    ZP_EACH (r, R) {
+      const auto xv = V::set1(x[r * stride + i]);
+      ZP_EACH (v, N) acc[r][v] = V::fma(xv, wv[v], acc[r][v]);
     }
   }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < N; v++) V::template store<F32>(c, r * kPanel + v * V::lanes, acc[r][v]);
+  ZP_EACH (r, R)
+    ZP_EACH (v, N) V::template store<F32>(c, r * kPanel + v * V::lanes, acc[r][v]);
 }
 
 template <class V, int R = V::float_rows>

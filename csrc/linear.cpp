@@ -58,7 +58,8 @@ class Room {
     if (count > count_) {
       std::free(p_);
       count_ = 0;
-      p_ = static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)), 64))));
+      p_ =
+          static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)), 64))));
       if (!p_) throw std::bad_alloc();
       count_ = count;
     }
@@ -71,13 +72,13 @@ class Room {
 };
 
 thread_local struct {
-  Room<uint8_t> integers;     // quantized rows
+  Room<uint8_t> integers;  // quantized rows
   Room<Row> row;
-  Room<float> bias;           // padded to whole panels
-  Room<float> floats;         // activations as float32
-  Room<float> weight_only;    // a dequantized part of a panel and its partial sums
-  Room<int32_t> accumulators; // of the wide path
-  Room<int64_t> totals, sums; // likewise
+  Room<float> bias;            // padded to whole panels
+  Room<float> floats;          // activations as float32
+  Room<float> weight_only;     // a dequantized part of a panel and its partial sums
+  Room<int32_t> accumulators;  // of the wide path
+  Room<int64_t> totals, sums;  // likewise
 } rooms;
 
 // GNU OpenMP's workers do not survive fork(): a child whose parent had used them would wait for
@@ -88,8 +89,7 @@ void after_fork_in_child() {
   if (pool_used.load()) pool_lost.store(true);
 }
 
-[[maybe_unused]] const int fork_handler =
-    pthread_atfork(nullptr, nullptr, after_fork_in_child);
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
 
 int64_t l2_bytes() {
   static const int64_t bytes = [] {
@@ -109,10 +109,10 @@ struct Grid {
 };
 
 struct Work {
-  double mac_ns;       // one multiply-add
-  double input_ns;     // preparing one activation
-  double weight_ns;    // streaming one byte of weights
-  int64_t row_step;    // rows computed at a time
+  double mac_ns;     // one multiply-add
+  double input_ns;   // preparing one activation
+  double weight_ns;  // streaming one byte of weights
+  int64_t row_step;  // rows computed at a time
 };
 
 constexpr double kForkNs = 2000;
@@ -123,12 +123,13 @@ Grid choose_grid(int64_t rows, int64_t panels, int64_t k, int threads, const Wor
   for (int by_rows = 1; by_rows <= threads; by_rows++) {
     const int by_panels = threads / by_rows;
     for (int panel_parts : {1, by_panels}) {
-      const double r = double(ceil_div(rows, by_rows)), lanes = double(ceil_div(panels, panel_parts)) * kPanel;
+      const double r = double(ceil_div(rows, by_rows)),
+                   lanes = double(ceil_div(panels, panel_parts)) * kPanel;
       const double stepped = double(round_up(ceil_div(rows, by_rows), work.row_step));
-      const double ns = r * double(k) * work.input_ns +
-                        std::max(stepped * lanes * double(k) * work.mac_ns,
-                                 lanes * double(k) * work.weight_ns) +
-                        (by_rows * panel_parts > 1 ? kForkNs : 0.0);
+      const double ns =
+          r * double(k) * work.input_ns +
+          std::max(stepped * lanes * double(k) * work.mac_ns, lanes * double(k) * work.weight_ns) +
+          (by_rows * panel_parts > 1 ? kForkNs : 0.0);
       if ((by_rows == 1 && panel_parts == 1) || ns < best_ns) {
         best_ns = ns;
         best.rows = by_rows;
@@ -171,7 +172,8 @@ struct Range {
 // Part i of `parts` of [0, count), cut at multiples of `step` and balanced.
 Range part(int64_t count, int64_t parts, int64_t i, int64_t step = 1) {
   const int64_t steps = ceil_div(count, step);
-  return {std::min(count, steps * i / parts * step), std::min(count, steps * (i + 1) / parts * step)};
+  return {std::min(count, steps * i / parts * step),
+          std::min(count, steps * (i + 1) / parts * step)};
 }
 
 // n floats padded to whole panels, since kernels read whole vectors.
@@ -198,7 +200,9 @@ struct Int8Call {
   int32_t y_zero_point = 0;
 };
 
-size_t size_of(Type type) { return type == F32 || type == I32 ? 4 : type == U8 || type == S8 ? 1 : 2; }
+size_t size_of(Type type) {
+  return type == F32 || type == I32 ? 4 : type == U8 || type == S8 ? 1 : 2;
+}
 
 void* advance(void* base, int64_t elements, Type type) {
   return static_cast<char*>(base) + elements * int64_t(size_of(type));
@@ -221,13 +225,17 @@ struct Quantized {
   int64_t stride;
 };
 
+// Rows of quantized activations lie an odd number of cache lines apart: rows a power of two apart
+// would share a few sets of L1.
+int64_t row_stride(const PackedInt8& w) { return w.k_padded | kStep; }
+
 bool in_place(const Isa& isa, const Int8Call& c) {
   return c.source == Integer && c.x.type == U8 && c.w.k % isa.k_step == 0;
 }
 
 Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* room, Row* row,
                         int64_t* sums) {
-  const int64_t k = c.w.k, stride = c.w.k_padded;
+  const int64_t k = c.w.k, stride = row_stride(c.w);
   Quantized out{room, stride};
   if (in_place(isa, c))
     out = {static_cast<const uint8_t*>(c.x.x) + rows.begin * c.x.stride, c.x.stride};
@@ -245,7 +253,7 @@ Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* 
           const uint8_t* from = static_cast<const uint8_t*>(x);
           const uint8_t flip = is_signed ? 0x80 : 0;  // int8 plus 128, as uint8
           for (int64_t j = 0; j < k; j++) job.q[j] = from[j] ^ flip;
-          std::memset(job.q + k, 0, size_t(stride - k));
+          std::memset(job.q + k, 0, size_t(c.w.k_padded - k));
         }
     }
     if (c.w.zero_point || sums) {
@@ -279,7 +287,7 @@ void wide_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
   constexpr int64_t most = 8;  // rows at a time
   const int64_t first = panels.begin * kPanel, last = std::min(w.n, panels.end * kPanel);
   const int64_t lanes = last - first;
-  uint8_t* integers = rooms.integers.get(most * w.k_padded);
+  uint8_t* integers = rooms.integers.get(most * row_stride(w));
   Row* row = rooms.row.get(most);
   int64_t* sums = rooms.sums.get(most);
   int64_t* totals = rooms.totals.get(most * lanes);
@@ -322,10 +330,10 @@ void int8_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
   const PackedInt8& w = c.w;
   // Quantized rows take half of L2, in blocks that every register tile divides.
   constexpr int64_t step = 96;
-  const int64_t count = rows.end - rows.begin, k = std::max<int64_t>(w.k_padded, 1);
-  const int64_t fit = std::max<int64_t>(1, l2_bytes() / 2 / k / step) * step;
+  const int64_t count = rows.end - rows.begin, stride = row_stride(w);
+  const int64_t fit = std::max<int64_t>(1, l2_bytes() / 2 / stride / step) * step;
   const int64_t blocks = ceil_div(count, fit), most = round_up(ceil_div(count, blocks), step);
-  uint8_t* room = in_place(isa, c) ? nullptr : rooms.integers.get(std::min(most, count) * k);
+  uint8_t* room = in_place(isa, c) ? nullptr : rooms.integers.get(std::min(most, count) * stride);
   Row* row = rooms.row.get(std::min(most, count));
   const float* bias = padded(c.bias, w);
   for (int64_t m = rows.begin; m < rows.end; m += most) {

@@ -1,8 +1,8 @@
 // AMX: products of 16 rows x 64 k with 64 k x 16 outputs, one instruction (TDPBUSD), exact in
 // int32. The packed layout is already that of the tiles: 16 outputs of a panel are 64 bytes, four k
-// to the next are 256 bytes. Rows of 32 x outputs of 32 are computed in four accumulating tiles from
-// two of activations and two of weights; up to 16 rows by 64 outputs from one and four. Quantizing
-// and the epilogue are those of AVX-512.
+// to the next are 256 bytes. Rows of 32 x outputs of 32 are computed in four accumulating tiles
+// from two of activations and two of weights; up to 16 rows by 64 outputs from one and four.
+// Quantizing and the epilogue are those of AVX-512.
 #include <immintrin.h>
 
 #include "dispatch.h"
@@ -30,56 +30,73 @@ struct alignas(64) TileConfig {
   }
 };
 
-constexpr int64_t kQuadBytes = 4 * kPanel;            // of a panel, for four k
+constexpr int64_t kQuadBytes = 4 * kPanel;               // of a panel, for four k
 constexpr int64_t kStepBytes = int64_t(kStep) * kPanel;  // of a panel, for one step
+constexpr int64_t kGroup = 128;                          // rows whose accumulators stay in L1
+constexpr int64_t kLongSteps = 16, kPartSteps = 6;       // k is cut into parts where it is longer
 
+// Finished accumulators that wait for their epilogue, which is done in slices between the tile
+// instructions of the next block: the tile unit and the vector units then work at the same time.
 template <Type Y>
-ZP_INLINE void finish_tile(const Int8Block& b, int64_t m, int rows, int64_t n, int width,
-                           const int32_t* acc) {
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < width; v += 16)
-      finish<Avx512, Y>(b, m + r, n + v, _mm512_load_si512(acc + r * width + v));
-}
+struct Waiting {
+  const int32_t* acc = nullptr;
+  int64_t m = 0, n = 0;
+  int rows = 0, done = 0, width = 0;
 
-// 17 to 32 rows x 64 outputs, in two halves.
+  ZP_INLINE void finish_rows(const Int8Block& b, int64_t until) {
+    for (; done < until; done++) {
+      if (width == 32)
+        finish_row<Avx512, Y, 2>(b, m + done, n, reinterpret_cast<const __m512i*>(acc + done * 32));
+      else
+        finish_row<Avx512, Y, 4>(b, m + done, n, reinterpret_cast<const __m512i*>(acc + done * 64));
+    }
+  }
+};
+
+// Steps [begin, end) of 32 rows x 32 outputs. With a tile configuration of fewer rows (17 to 31),
+// of those. Accumulators start from zero or continue from `acc`, and end in `acc`.
 template <Type Y>
-void tile_32(const Int8Block& b, int64_t m, int rows, int64_t p) {
-  alignas(64) int32_t acc[32 * 32];
+void tile_32(const Int8Block& b, int64_t m, const int8_t* w, int64_t begin, int64_t end,
+             int32_t* acc, Waiting<Y>& waiting) {
   const uint8_t* a = b.a + m * b.a_stride + b.k_begin;
-  const int64_t steps = ceil_div(b.k_end - b.k_begin, kStep), below = 16 * b.a_stride;
-  for (int half = 0; half < 2; half++) {
-    const int64_t n = p * kPanel + 32 * half;
-    if (n >= b.w->n) return;
-    const int8_t* w = b.w->panel(p) + b.k_begin * kPanel + 128 * half;
+  const int64_t below = 16 * b.a_stride;
+  const int64_t slice = ceil_div(waiting.rows, end - begin > 0 ? end - begin : 1);
+  if (begin == 0) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t s = 0; s < steps; s++) {
-      _tile_loadd(6, w + s * kStepBytes, kQuadBytes);
-      _tile_loadd(4, a + s * kStep, b.a_stride);
-      _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, w + s * kStepBytes + 64, kQuadBytes);
-      _tile_dpbusd(1, 4, 7);
-      _tile_loadd(5, a + s * kStep + below, b.a_stride);
-      _tile_dpbusd(2, 5, 6);
-      _tile_dpbusd(3, 5, 7);
-    }
-    _tile_stored(0, acc, 128);
-    _tile_stored(1, acc + 16, 128);
-    _tile_stored(2, acc + 16 * 32, 128);
-    _tile_stored(3, acc + 16 * 32 + 16, 128);
-    finish_tile<Y>(b, m, rows, n, 32, acc);
+  } else {
+    _tile_loadd(0, acc, 128);
+    _tile_loadd(1, acc + 16, 128);
+    _tile_loadd(2, acc + 512, 128);
+    _tile_loadd(3, acc + 528, 128);
   }
+  for (int64_t s = begin; s < end; s++) {
+    _tile_loadd(6, w + s * kStepBytes, kQuadBytes);
+    _tile_loadd(4, a + s * kStep, b.a_stride);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, w + s * kStepBytes + 64, kQuadBytes);
+    _tile_dpbusd(1, 4, 7);
+    _tile_loadd(5, a + s * kStep + below, b.a_stride);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+    const int64_t until = (s - begin + 1) * slice;
+    waiting.finish_rows(b, until < waiting.rows ? until : waiting.rows);
+  }
+  waiting.finish_rows(b, waiting.rows);
+  _tile_stored(0, acc, 128);
+  _tile_stored(1, acc + 16, 128);
+  _tile_stored(2, acc + 512, 128);
+  _tile_stored(3, acc + 528, 128);
 }
 
-// Up to 16 rows x 64 outputs.
+// 16 rows x 64 outputs, or of fewer rows by the tile configuration.
 template <Type Y>
-void tile_16(const Int8Block& b, int64_t m, int rows, int64_t p) {
-  alignas(64) int32_t acc[16 * 64];
+void tile_16(const Int8Block& b, int64_t m, const int8_t* w, int64_t steps, int32_t* acc,
+             Waiting<Y>& waiting) {
   const uint8_t* a = b.a + m * b.a_stride + b.k_begin;
-  const int8_t* w = b.w->panel(p) + b.k_begin * kPanel;
-  const int64_t steps = ceil_div(b.k_end - b.k_begin, kStep);
+  const int64_t slice = ceil_div(waiting.rows, steps > 0 ? steps : 1);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -94,34 +111,72 @@ void tile_16(const Int8Block& b, int64_t m, int rows, int64_t p) {
     _tile_dpbusd(2, 4, 6);
     _tile_loadd(7, w + 192, kQuadBytes);
     _tile_dpbusd(3, 4, 7);
+    const int64_t until = (s + 1) * slice;
+    waiting.finish_rows(b, until < waiting.rows ? until : waiting.rows);
   }
+  waiting.finish_rows(b, waiting.rows);
   _tile_stored(0, acc, 256);
   _tile_stored(1, acc + 16, 256);
   _tile_stored(2, acc + 32, 256);
   _tile_stored(3, acc + 48, 256);
-  finish_tile<Y>(b, m, rows, p * kPanel, 64, acc);
 }
+
+// One block of up to 32 rows by one panel. A last block of fewer rows than the tiles is moved up
+// over its neighbour, whose rows it computes again to the same bits.
+struct Blocks {
+  int64_t count, rows;
+  int64_t begin(int64_t i, int64_t height) const {
+    const int64_t m = i * 32;
+    return m + height > rows ? rows - height : m;
+  }
+  int height(int64_t i) const {
+    const int64_t left = rows - i * 32;
+    if (rows < 32) return int(rows);
+    return left > 16 ? 32 : 16;
+  }
+};
 
 template <Type Y>
 void amx_block_to(const Int8Block& b) {
-  const int64_t whole = b.rows / 32 * 32, left = b.rows - whole;
-  if (whole) {
-    const TileConfig config(16, 16);
-    _tile_loadconfig(&config);
-    for (int64_t p = b.panel_begin; p < b.panel_end; p++)
-      for (int64_t m = 0; m < whole; m += 32) tile_32<Y>(b, m, 32, p);
+  if (b.rows == 0) return;
+  const int first = b.rows < 16 ? int(b.rows) : 16;
+  const int second = b.rows <= 16 ? first : b.rows < 32 ? int(b.rows) - 16 : 16;
+  const TileConfig config(first, second);
+  _tile_loadconfig(&config);
+  alignas(64) int32_t acc[kGroup / 32][32 * 32];
+  const int64_t steps = ceil_div(b.k_end - b.k_begin, kStep);
+  const Blocks blocks{ceil_div(b.rows, 32), b.rows};
+  const auto panel = [&](int64_t p) { return b.w->panel(p) + b.k_begin * kPanel; };
+  Waiting<Y> waiting;
+  const auto multiply = [&](int64_t i, int64_t p, int half, int64_t begin, int64_t end,
+                            int32_t* to) {
+    const int height = blocks.height(i);
+    const int64_t m = blocks.begin(i, height), n = p * kPanel + 32 * half;
+    if (height <= 16 && (half == 1 || end < steps)) return;
+    if (height > 16)
+      tile_32(b, m, panel(p) + 128 * half, begin, end, to, waiting);
+    else
+      tile_16(b, m, panel(p), steps, to, waiting);
+    waiting = Waiting<Y>();
+    if (end == steps && n < b.w->n) waiting = {to, m, n, height, 0, height > 16 ? 32 : 64};
+  };
+  const bool weights_stay = (b.panel_end - b.panel_begin) * steps * kStepBytes <= 3 << 18;
+  if (weights_stay && steps <= kLongSteps) {
+    // Rows stay in L1 while weights pass by from L2.
+    for (int64_t i = 0; i < blocks.count; i++)
+      for (int64_t p = b.panel_begin; p < b.panel_end; p++)
+        for (int half = 0; half < 2; half++) multiply(i, p, half, 0, steps, acc[0]);
+  } else {
+    // Weights, or a part of them, stay in L1 while rows pass by.
+    const int64_t part = steps <= kLongSteps ? steps : kPartSteps;
+    for (int64_t group = 0; group < blocks.count; group += kGroup / 32)
+      for (int64_t p = b.panel_begin; p < b.panel_end; p++)
+        for (int half = 0; half < 2; half++)
+          for (int64_t s = 0; s < steps || s == 0; s += part)
+            for (int64_t i = group; i < blocks.count && i < group + kGroup / 32; i++)
+              multiply(i, p, half, s, s + part < steps ? s + part : steps, acc[i - group]);
   }
-  if (left) {
-    const int first = left < 16 ? int(left) : 16, second = left > 16 ? int(left) - 16 : first;
-    const TileConfig config(first, second);
-    _tile_loadconfig(&config);
-    for (int64_t p = b.panel_begin; p < b.panel_end; p++) {
-      if (left > 16)
-        tile_32<Y>(b, whole, int(left), p);
-      else
-        tile_16<Y>(b, whole, int(left), p);
-    }
-  }
+  waiting.finish_rows(b, waiting.rows);
   _tile_release();
 }
 

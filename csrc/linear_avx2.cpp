@@ -28,6 +28,9 @@ struct Avx2 : Avx2Base {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
     return {_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8), _mm256_srai_epi16(v, 8)};
   }
+  static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+  }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a.even, w.even));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(a.odd, w.odd));

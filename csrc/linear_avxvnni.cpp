@@ -23,9 +23,10 @@ struct AvxVnni : Avx2Base {
   static ZP_INLINE w_t load_w(const int8_t* w) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
   }
-  static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
-    return _mm256_dpbusd_avx_epi32(acc, a, w);
+  static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) {
+    return _mm256_dpwssd_avx_epi32(acc, a, b);
   }
+  static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) { return _mm256_dpbusd_avx_epi32(acc, a, w); }
 };
 
 #include "isa_table.h"

@@ -16,11 +16,13 @@ struct Portable {
   struct i32 {
     int32_t v[lanes];
   };
-  struct a_t {
-    int16_t v[4];
-  };
+  // GNU vector extensions, which GCC and Clang turn into the target's own instructions. A product
+  // of an unsigned and a signed byte fits int16: |255 * -128| = 32640.
+  typedef int16_t words __attribute__((vector_size(16)));
+  typedef int32_t pairs __attribute__((vector_size(16)));
+  using a_t = words;
   struct w_t {
-    int8_t v[4 * lanes];
+    words low, high;
   };
 
   template <class Out, class F>
@@ -71,8 +73,10 @@ struct Portable {
   static ZP_INLINE i32 to_i32(f32 a) {
     return each<i32>([&](int l) { return int32_t(__builtin_rintf(a.v[l])); });
   }
-  static ZP_INLINE i32 load_i32(const int32_t* p) {
-    return each<i32>([&](int l) { return p[l]; });
+  static ZP_INLINE i32 load_i32(const void* p) {
+    i32 out;
+    __builtin_memcpy(&out, p, sizeof out);
+    return out;
   }
   static ZP_INLINE void store_i32(int32_t* p, i32 a) {
     for (int l = 0; l < lanes; l++) p[l] = a.v[l];
@@ -91,22 +95,38 @@ struct Portable {
     for (int l = 0; l < lanes; l++) scalar_store<Y>(y, i + l, a.v[l]);
   }
 
-  static ZP_INLINE a_t load_a(const uint8_t* a) { return {{a[0], a[1], a[2], a[3]}}; }
+  static ZP_INLINE a_t load_a(const uint8_t* a) {
+    return words{a[0], a[1], a[2], a[3], a[0], a[1], a[2], a[3]};
+  }
   static ZP_INLINE w_t load_w(const int8_t* w) {
-    w_t out;
-    __builtin_memcpy(&out, w, sizeof out);
-    return out;
+    typedef int8_t bytes __attribute__((vector_size(8)));
+    bytes low, high;
+    __builtin_memcpy(&low, w, 8);
+    __builtin_memcpy(&high, w + 8, 8);
+    return {__builtin_convertvector(low, words), __builtin_convertvector(high, words)};
+  }
+  static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) {
+    return each<i32>([&](int l) {
+      const int32_t low = int16_t(a.v[l]) * int16_t(b.v[l]), high = (a.v[l] >> 16) * (b.v[l] >> 16);
+      return int32_t(uint32_t(acc.v[l]) + uint32_t(low) + uint32_t(high));
+    });
+  }
+  static ZP_INLINE pairs add_halves(words products) {
+    const pairs p = reinterpret_cast<pairs>(products);
+    return ((p << 16) >> 16) + (p >> 16);
   }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
-    return each<i32>([&](int l) {
-      int32_t sum = 0;
-      for (int j = 0; j < 4; j++) sum += a.v[j] * w.v[4 * l + j];
-      return int32_t(uint32_t(acc.v[l]) + uint32_t(sum));
-    });
+    const pairs low = add_halves(a * w.low), high = add_halves(a * w.high);
+    const pairs sum = __builtin_shufflevector(low, high, 0, 2, 4, 6) +
+                      __builtin_shufflevector(low, high, 1, 3, 5, 7);
+    return each<i32>([&](int l) { return int32_t(uint32_t(acc.v[l]) + uint32_t(sum[l])); });
   }
   template <int J>
   static ZP_INLINE i32 byte(i32 quad, i32 zero) {
     return each<i32>([&](int l) { return int8_t(uint32_t(quad.v[l]) >> (8 * J)) - zero.v[l]; });
+  }
+  static ZP_INLINE i32 shift_byte(i32 quad) {
+    return each<i32>([&](int l) { return int32_t(uint32_t(quad.v[l]) >> 8); });
   }
   template <Type T>
   static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,

@@ -57,9 +57,9 @@ NB_MODULE(_core, m) {
            [](zp::PackedInt8* self, Address integers, bool is_unsigned, int64_t n, int64_t k,
               Address scale, Address zero_point, bool per_channel) {
              if (n < 0 || k < 0) throw nb::value_error("negative size");
-             new (self) zp::PackedInt8(at<const void>(integers), is_unsigned, n, k,
-                                       at<const float>(scale), at<const int32_t>(zero_point),
-                                       per_channel);
+             new (self)
+                 zp::PackedInt8(at<const void>(integers), is_unsigned, n, k, at<const float>(scale),
+                                at<const int32_t>(zero_point), per_channel);
            })
       .def_ro("out_features", &zp::PackedInt8::n)
       .def_ro("in_features", &zp::PackedInt8::k)
@@ -96,11 +96,10 @@ NB_MODULE(_core, m) {
              zp::linear_quantized(w, input, scale, zero_point, at<const float>(bias), at(y),
                                   y_scale, y_zero_point, threads);
            })
-      .def("linear_weight_only",
-           [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
-              Address bias, Address y, int threads) {
-             const zp::Input input{at(x), float_type(type), rows, stride};
-             const ReleaseGil release(w, rows);
-             zp::linear_weight_only(w, input, at<const float>(bias), at(y), threads);
-           });
+      .def("linear_weight_only", [](const zp::PackedInt8& w, Address x, int type, int64_t rows,
+                                    int64_t stride, Address bias, Address y, int threads) {
+        const zp::Input input{at(x), float_type(type), rows, stride};
+        const ReleaseGil release(w, rows);
+        zp::linear_weight_only(w, input, at<const float>(bias), at(y), threads);
+      });
 }

@@ -30,7 +30,10 @@ T* allocate(int64_t count) {
 
 PackedInt8::PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_t k,
                        const float* scales, const int32_t* zero_points, bool per_channel)
-    : n(n), k(k), k_padded(round_up(k, kStep)), panels(ceil_div(n, kPanel)),
+    : n(n),
+      k(k),
+      k_padded(round_up(k, kStep)),
+      panels(ceil_div(n, kPanel)),
       is_unsigned(is_unsigned) {
   const int64_t lanes = panels * kPanel, shift = is_unsigned ? 128 : 0;
   bool any_zero_point = false;
@@ -38,7 +41,7 @@ PackedInt8::PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_
   try {
     weight = allocate<int8_t>(lanes * k_padded);
     scale = allocate<float>(lanes);
-    sum = allocate<int32_t>(lanes);
+    sum = allocate<int16_t>(2 * lanes);
     if (any_zero_point) zero_point = allocate<int32_t>(lanes);
     if (!narrow()) sum64 = allocate<int64_t>(lanes);
   } catch (...) {
@@ -62,7 +65,9 @@ PackedInt8::PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_
         std::memcpy(to + q * kPanel + lane * 4, quad, 4);
       }
       scale[i] = row ? scales[per_channel ? i : 0] : 0.0f;
-      sum[i] = int32_t(uint32_t(uint64_t(total)));
+      const int64_t high = (total + 64) >> 7;  // floor: total = 128 * high + low, |low| <= 64
+      sum[2 * i] = int16_t(total - 128 * high);
+      sum[2 * i + 1] = narrow() ? int16_t(high) : int16_t(0);
       if (sum64) sum64[i] = total;
       if (zero_point) zero_point[i] = row ? zero_points[per_channel ? i : 0] - int32_t(shift) : 0;
     }
@@ -81,10 +86,8 @@ void PackedInt8::unpack(void* integers) const {
   const uint8_t flip = is_unsigned ? 0x80 : 0;
   uint8_t* to = static_cast<uint8_t*>(integers);
   for (int64_t i = 0; i < n; i++) {
-    const uint8_t* lane =
-        reinterpret_cast<const uint8_t*>(panel(i / kPanel)) + (i % kPanel) * 4;
-    for (int64_t j = 0; j < k; j++)
-      to[i * k + j] = lane[j / 4 * (4 * kPanel) + j % 4] ^ flip;
+    const uint8_t* lane = reinterpret_cast<const uint8_t*>(panel(i / kPanel)) + (i % kPanel) * 4;
+    for (int64_t j = 0; j < k; j++) to[i * k + j] = lane[j / 4 * (4 * kPanel) + j % 4] ^ flip;
   }
 }
 

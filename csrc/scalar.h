@@ -1,7 +1,13 @@
-// Single floats of each type in and out. Included inside anonymous namespaces, like kernel.h, so that
-// code compiled for one instruction set never serves another.
+// Single floats of each type in and out. Included inside anonymous namespaces, like kernel.h, so
+// that code compiled for one instruction set never serves another.
 
 #define ZP_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define ZP_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define ZP_UNROLL _Pragma("GCC unroll 64")
+#endif
+#define ZP_EACH(i, count) ZP_UNROLL for (int i = 0; i < (count); i++)
 
 ZP_INLINE float bits_to_float(uint32_t bits) {
   float value;
@@ -13,7 +19,9 @@ ZP_INLINE uint32_t float_to_bits(float value) {
   __builtin_memcpy(&bits, &value, 4);
   return bits;
 }
-ZP_INLINE bool is_finite(float value) { return (float_to_bits(value) & 0x7f800000u) != 0x7f800000u; }
+ZP_INLINE bool is_finite(float value) {
+  return (float_to_bits(value) & 0x7f800000u) != 0x7f800000u;
+}
 
 template <Type T>
 ZP_INLINE float scalar_load(const void* x, int64_t i) {
@@ -34,10 +42,12 @@ ZP_INLINE uint16_t to_bf16(float value) {
 }
 
 ZP_INLINE uint16_t to_f16(float value) {
-  uint32_t bits = float_to_bits(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t bits = float_to_bits(value), sign = (bits >> 16) & 0x8000u,
+           magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // rounds to infinity
-  if (magnitude < 0x38800000u) {  // denormal: adding 0.5 leaves the rounded mantissa in the low bits
+  if (magnitude <
+      0x38800000u) {  // denormal: adding 0.5 leaves the rounded mantissa in the low bits
     float shifted = bits_to_float(magnitude) + 0.5f;
     return uint16_t(sign | (float_to_bits(shifted) - 0x3f000000u));
   }

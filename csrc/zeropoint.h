@@ -11,10 +11,11 @@
 // Rounding: to nearest, ties to even, once an operation; no contraction of multiply and add. The
 // floating-point environment of the caller (flush-to-zero, rounding mode) is put aside meanwhile.
 //
-// Overflow: with |q_x| <= 255 and |q_w| <= 128, |acc| <= 32640 K, which fits int32 up to
-// K = 65793. The true sum with weight zero points is within 255 * 255 * K, which fits up to
-// K = 33025. Intermediate int32 arithmetic may wrap; the result is exact because the true value
-// fits. Beyond these bounds K is cut into parts, which are added in int64.
+// Overflow: with |q_x| <= 255 and |q_w| <= 128, |acc| <= 32640 K, which fits int32 up to K = 65793;
+// the true sum with weight zero points is within 255 * 255 * K, which fits up to K = 33025. The
+// correction multiplies pairs of int16 (sum_w = 128 p + r with |r| <= 64), which needs |p| <= K <=
+// 32767: that is the bound kNarrowMaxK of the kernels. Intermediate int32 arithmetic may wrap; the
+// result is exact because the true value fits. Beyond, K is cut into parts, added in int64.
 #pragma once
 
 #include <cstddef>
@@ -24,11 +25,10 @@ namespace zp {
 
 enum Type : int { F32 = 0, BF16 = 1, F16 = 2, U8 = 3, S8 = 4, I32 = 5 };
 
-constexpr int kPanel = 64;       // outputs whose weights lie together
-constexpr int kStep = 64;        // k is padded with zeros to a multiple of this
-constexpr int kNarrowMaxK = 65793;
-constexpr int kNarrowMaxKZeroPoint = 33025;
-constexpr int64_t kPartK = 32768;  // a multiple of kStep below both bounds
+constexpr int kPanel = 64;  // outputs whose weights lie together
+constexpr int kStep = 64;   // k is padded with zeros to a multiple of this
+constexpr int64_t kNarrowMaxK = 32767;
+constexpr int64_t kPartK = 32704;  // the largest multiple of kStep within it
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 inline int64_t ceil_div(int64_t value, int64_t step) { return (value + step - 1) / step; }
@@ -40,8 +40,8 @@ struct PackedInt8 {
   bool is_unsigned = false;  // the integers came as uint8; packed as int8, lowered by 128
   int8_t* weight = nullptr;
   float* scale = nullptr;         // [panels * 64]
-  int32_t* sum = nullptr;         // [panels * 64] sum over k of q_w, modulo 2^32
-  int64_t* sum64 = nullptr;       // the same, exact; only where k is beyond the narrow bound
+  int16_t* sum = nullptr;         // [panels * 64][2] r and p, sum over k of q_w = 128 p + r
+  int64_t* sum64 = nullptr;       // the sum itself; only where k is beyond kNarrowMaxK
   int32_t* zero_point = nullptr;  // [panels * 64], or null if all are zero
 
   PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_t k, const float* scale,
@@ -52,7 +52,7 @@ struct PackedInt8 {
 
   void unpack(void* integers) const;
   size_t nbytes() const;
-  bool narrow() const { return k <= (zero_point ? kNarrowMaxKZeroPoint : kNarrowMaxK); }
+  bool narrow() const { return k <= kNarrowMaxK; }
   const int8_t* panel(int64_t p) const { return weight + p * k_padded * kPanel; }
 };
 
@@ -67,7 +67,7 @@ struct Row {
 struct Int8Block {
   const PackedInt8* w;
   int64_t panel_begin, panel_end;
-  const uint8_t* a;   // [rows][a_stride]; readable up to a multiple of the kernel's k_step
+  const uint8_t* a;  // [rows][a_stride]; readable up to a multiple of the kernel's k_step
   int64_t a_stride;
   int64_t k_begin, k_end;  // k_begin a multiple of kStep; the whole of k but for the wide path
   const Row* row;
@@ -75,7 +75,7 @@ struct Int8Block {
   const float* bias;  // [panels * 64], or null
   void* y;            // [rows][y_stride], Type y_type; column 0 is output 0
   int64_t y_stride;
-  Type y_type;        // I32: raw accumulators, no epilogue
+  Type y_type;            // I32: raw accumulators, no epilogue
   float y_inverse_scale;  // for U8 and S8
   int32_t y_zero_point;
 };
@@ -107,10 +107,10 @@ struct QuantizeRow {
 // What an instruction set provides. One object of this type in each linear_<isa>.cpp.
 struct Isa {
   const char* name;
-  bool (*supported)();      // the CPU has it and the operating system enabled it
-  int k_step;               // activations must be readable up to a multiple of this
-  int row_step;             // rows are split among threads in multiples of this
-  float gmacs;              // rough speed of one core, int8, billions of multiply-adds a second
+  bool (*supported)();  // the CPU has it and the operating system enabled it
+  int k_step;           // activations must be readable up to a multiple of this
+  int row_step;         // rows are split among threads in multiples of this
+  float gmacs;          // rough speed of one core, int8, billions of multiply-adds a second
   void (*quantize_dynamic[3])(const QuantizeRow&, Row*);  // by Type of x
   void (*quantize_static[3])(const QuantizeRow&, Row*);
   void (*int8_block)(const Int8Block&);
