@@ -259,38 +259,40 @@ def test_counts_below_one(argument: str) -> None:
 
 
 class Tokenizer:
-    """Counts characters."""
+    """A token a character, by its code."""
 
     model_max_length = 10**30
 
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-
-    def __call__(self, lines: list[str], **options: Any) -> dict[str, Tensor]:
-        assert options["padding"]
-        assert options["truncation"]
-        self.lengths.append(options["max_length"])
-        return {"a": torch.tensor([[len(line)] for line in lines]), "mask": torch.ones(1)}
+    def __call__(self, lines: list[str], truncation: bool, max_length: int) -> Any:
+        assert truncation
+        tokens = [[ord(c) for c in line[:max_length] if c != "~"] for line in lines]
+        return {"input_ids": tokens, "a": tokens, "mask": [[1] * len(t) for t in tokens]}
 
 
-def test_lines_of_text() -> None:
-    Path("data.txt").write_text("one\r\n\n  zwölf \u2028x\n \nthree", encoding="utf-8")
-    tokenizer = Tokenizer()
-    batches: Any = load_data("data.txt", Loaded(TwoInputs(), tokenizer), batch_size=2)
-    # A line is what ends in a newline; what the model does not take is left out.
-    assert [batch["a"].tolist() for batch in batches] == [[[3], [8]], [[5]]]
+def text(tokens: Tensor) -> list[str]:
+    return ["".join(map(chr, row)) for row in tokens.tolist()]
+
+
+def test_lines_of_text_are_batched_by_length_without_padding() -> None:
+    # A line is what ends in a newline; empty ones, and those without tokens, are skipped.
+    Path("data.txt").write_text(
+        "one\r\n\n  zwölf \u2028x\n \nsix\n~~\nten\nthree", encoding="utf-8"
+    )
+    batches: Any = load_data("data.txt", Loaded(TwoInputs(), Tokenizer()), batch_size=2)
+    # The largest first; what the model does not take is left out.
     assert all(set(batch) == {"a"} for batch in batches)
-    assert tokenizer.lengths == [128, 128]
+    found = [text(batch["a"]) for batch in batches]
+    assert found == [["zwölf \u2028x"], ["one", "six"], ["three"], ["ten"]]
 
 
 def test_texts_are_cut_where_the_model_ends() -> None:
-    Path("data.txt").write_text("one")
-    tokenizer = Tokenizer()
+    Path("data.txt").write_text("x" * 200)
     model = TwoInputs()
     model.config = type("Config", (), {"max_position_embeddings": 16})  # type: ignore[assignment]
-    load_data("data.txt", Loaded(model, tokenizer))
-    load_data("data.txt", Loaded(model, tokenizer), max_tokens=7)
-    assert tokenizer.lengths == [16, 7]
+    (batch,) = load_data("data.txt", Loaded(model, Tokenizer()))
+    assert text(batch["a"]) == ["x" * 16]  # type: ignore[index]
+    (batch,) = load_data("data.txt", Loaded(model, Tokenizer()), max_tokens=7)
+    assert text(batch["a"]) == ["x" * 7]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +300,7 @@ def test_texts_are_cut_where_the_model_ends() -> None:
     [
         (b"line", None, "tokenizer"),
         (b" \n\n", Tokenizer(), "no lines"),
+        (b"~\n", Tokenizer(), "no tokens"),
         (b"\xff\xfe", Tokenizer(), "UTF-8"),
     ],
 )

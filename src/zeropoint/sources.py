@@ -178,10 +178,7 @@ def _architecture(transformers: Any, names: Any) -> Any:
 def _tokenizer(transformers: Any, folder: Path) -> Any:
     if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
         return None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_data(
@@ -200,6 +197,10 @@ def load_data(
     ``.npy``          one array, batched along dimension 0, the model's first argument
     ``.txt``          a text a line (UTF-8, empty lines skipped), for a folder with a tokenizer
     ================  ============================================================================
+
+    Texts of one length in tokens make a batch, so that none is padded: what a model makes of
+    padding would count in calibration and comparison as if it mattered. The largest batch comes
+    first.
 
     A file with one tensor whose name is no argument of the model is passed as the first argument.
     Floats are converted to the dtype of the model's parameters, other numbers are kept.
@@ -312,14 +313,26 @@ def _texts(
     positions = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
     length = min(max_tokens, loaded.tokenizer.model_max_length, positions or max_tokens)
     names, takes_any = _arguments(loaded.model)
-    batches: list[Batch] = []
-    for start in range(0, len(lines), batch_size):
-        encoded: Mapping[str, Tensor] = loaded.tokenizer(
-            lines[start : start + batch_size],
-            padding=True,
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
-        )
-        batches.append({k: v for k, v in encoded.items() if takes_any or k in names})
-    return batches
+    encoded: Mapping[str, list[list[int]]] = loaded.tokenizer(
+        lines, truncation=True, max_length=length
+    )
+    by_length: dict[int, list[int]] = {}
+    for number, tokens in enumerate(encoded["input_ids"]):
+        by_length.setdefault(len(tokens), []).append(number)
+    chunks = [
+        numbers[start : start + batch_size]
+        for tokens, numbers in by_length.items()
+        if tokens
+        for start in range(0, len(numbers), batch_size)
+    ]
+    if not chunks:
+        raise ValueError(f"{path} holds no tokens")
+    chunks.sort(key=lambda chunk: -len(chunk) * len(encoded["input_ids"][chunk[0]]))
+    return [
+        {
+            name: torch.tensor([values[number] for number in chunk])
+            for name, values in encoded.items()
+            if takes_any or name in names
+        }
+        for chunk in chunks
+    ]
