@@ -38,7 +38,7 @@ ZP_INLINE void quantize_with(const QuantizeRow& r, float inverse, int32_t zero_p
     float v = scalar_load<T>(r.x, i) * inverse;
     v = v > low ? v : low;
     v = v < high ? v : high;
-    r.q[i] = uint8_t(int32_t(__builtin_rintf(v)) + zero_point);
+    r.q[i] = uint8_t(round_small(v) + zero_point);
   }
   for (int64_t end = round_up(r.k, kStep); i < end; i++) r.q[i] = 0;
 }
@@ -83,10 +83,9 @@ void quantize_dynamic(const QuantizeRow& r, Row* row) {
   float scale = hi / 255.0f - lo / 255.0f;
   if (!(scale > 1.17549435e-38f)) scale = 1.17549435e-38f;
   const float inverse = 1.0f / scale;
-  float zero = __builtin_rintf(-lo * inverse);
-  zero = zero < 255.0f ? zero : 255.0f;
-  *row = {scale, int32_t(zero), 0};
-  quantize_with<V, T>(r, inverse, int32_t(zero));
+  const int32_t zero = round_small(-lo * inverse);
+  *row = {scale, zero < 255 ? zero : 255, 0};
+  quantize_with<V, T>(r, inverse, row->zero_point);
 }
 
 template <class V, Type T>
@@ -118,10 +117,10 @@ ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typena
   if constexpr (Y == I32) {
     int32_t* y = static_cast<int32_t*>(b.y) + at;
     if (left >= N * V::lanes) {
-      ZP_EACH (v, N) V::store_i32(y + v * V::lanes, acc[v]);
+      ZP_EACH(v, N) V::store_i32(y + v * V::lanes, acc[v]);
     } else {
       int32_t lane[N * V::lanes];
-      ZP_EACH (v, N) V::store_i32(lane + v * V::lanes, acc[v]);
+      ZP_EACH(v, N) V::store_i32(lane + v * V::lanes, acc[v]);
       for (int l = 0; l < left; l++) y[l] = lane[l];
     }
   } else {
@@ -131,7 +130,7 @@ ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typena
     const auto zero = V::set1_i32(
         int32_t(uint32_t(uint16_t(-row.zero_point)) | uint32_t(-128 * row.zero_point) << 16));
     typename V::f32 value[N];
-    ZP_EACH (v, N) {
+    ZP_EACH(v, N) {
       const int64_t o = n + v * V::lanes;
       auto sum = V::add_pairs(acc[v], V::load_i32(b.w->sum + 2 * o), zero);
       if (b.w->zero_point)
@@ -145,7 +144,7 @@ ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typena
       uint8_t* y = static_cast<uint8_t*>(b.y) + at;
       uint8_t lane[N * V::lanes];
       uint8_t* to = left >= N * V::lanes ? y : lane;
-      ZP_EACH (v, N) {
+      ZP_EACH(v, N) {
         auto q = V::mul(value[v], V::set1(b.y_inverse_scale));
         // max(q, low) gives low for a NaN, by the order of its operands.
         q = V::max(q, V::set1(float(qmin - b.y_zero_point)));
@@ -155,9 +154,9 @@ ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typena
       if (to == lane)
         for (int l = 0; l < left; l++) y[l] = lane[l];
     } else if (left >= N * V::lanes) {
-      ZP_EACH (v, N) V::template store<Y>(b.y, at + v * V::lanes, value[v]);
+      ZP_EACH(v, N) V::template store<Y>(b.y, at + v * V::lanes, value[v]);
     } else {
-      ZP_EACH (v, N) {
+      ZP_EACH(v, N) {
         const int64_t count = left - v * V::lanes;
         if (count > 0) store_floats<V, Y>(b.y, at + v * V::lanes, count, value[v]);
       }
@@ -174,34 +173,37 @@ void int8_tile(const Int8Block& b, const int8_t* w, int64_t m, int64_t n) {
   constexpr int N = V::int_vecs, U = R * N < V::int_chains ? 2 : 1;
   constexpr int quad = 4 * kPanel;  // bytes of a panel for four k
   i32 acc[U][R][N];
-  ZP_EACH (u, U)
-    ZP_EACH (r, R)
-      ZP_EACH (v, N) acc[u][r][v] = V::zero_i32();
+  ZP_EACH(u, U)
+    ZP_EACH(r, R)
+      ZP_EACH(v, N) acc[u][r][v] = V::zero_i32();
   const uint8_t* a = b.a + m * b.a_stride + b.k_begin;
   const int64_t stride = b.a_stride, quads = ceil_div(b.k_end - b.k_begin, 4);
   int64_t q = 0;
   for (; q + U <= quads; q += U) {
     V::prefetch(w + 2048);
-    ZP_EACH (u, U) {
+    ZP_EACH(u, U) {
       typename V::w_t wv[N];
-      ZP_EACH (v, N) wv[v] = V::load_w(w + u * quad + v * 4 * V::lanes);
-      ZP_EACH (r, R) {
+      ZP_EACH(v, N) wv[v] = V::load_w(w + u * quad + v * 4 * V::lanes);
+      ZP_EACH(r, R) {
         typename V::a_t av = V::load_a(a + r * stride + 4 * (q + u));
-        ZP_EACH (v, N) acc[u][r][v] = V::dot(acc[u][r][v], av, wv[v]);
+        ZP_EACH(v, N) acc[u][r][v] = V::dot(acc[u][r][v], av, wv[v]);
       }
     }
     w += U * quad;
   }
   if (U == 2 && q < quads) {
-    ZP_EACH (r, R) {
+    ZP_EACH(r, R) {
       typename V::a_t av = V::load_a(a + r * stride + 4 * q);
-      ZP_EACH (v, N) acc[0][r][v] = V::dot(acc[0][r][v], av, V::load_w(w + v * 4 * V::lanes));
+      ZP_EACH(v, N) acc[0][r][v] = V::dot(acc[0][r][v], av, V::load_w(w + v * 4 * V::lanes));
     }
   }
-  ZP_EACH (r, R) {
-    if constexpr (U == 2)
-      ZP_EACH (v, N) acc[0][r][v] = V::add_i32(acc[0][r][v], acc[1][r][v]);
-    finish_row<V, Y, N>(b, m + r, n, acc[0][r]);
+  ZP_EACH(r, R) {
+    i32 out[N];  // a copy, so that no address of an accumulator is taken and all stay in registers
+    ZP_EACH(v, N) {
+      out[v] = acc[0][r][v];
+      if constexpr (U == 2) out[v] = V::add_i32(out[v], acc[U - 1][r][v]);
+    }
+    finish_row<V, Y, N>(b, m + r, n, out);
   }
 }
 
@@ -269,22 +271,22 @@ template <class V, int R, bool Z>
 void weight_only_tile(const WeightOnlyBlock& b, const int8_t* w, int64_t m, int64_t n) {
   constexpr int N = V::float_vecs;
   typename V::f32 acc[R][N];
-  ZP_EACH (r, R)
-    ZP_EACH (v, N) acc[r][v] = V::zero_f32();
+  ZP_EACH(r, R)
+    ZP_EACH(v, N) acc[r][v] = V::zero_f32();
   const float* x = b.x + m * b.x_stride;
   const int64_t k = b.w->k, stride = b.x_stride;
   typename V::i32 zero[N];
-  ZP_EACH (v, N) zero[v] = Z ? V::load_i32(b.w->zero_point + n + v * V::lanes) : V::zero_i32();
+  ZP_EACH(v, N) zero[v] = Z ? V::load_i32(b.w->zero_point + n + v * V::lanes) : V::zero_i32();
   const int64_t whole = k / 4 * 4;
   for (int64_t q = 0; q < whole; q += 4, w += 4 * kPanel) {
     V::prefetch(w + 2048);
-    ZP_EACH (v, N) {
+    ZP_EACH(v, N) {
       const auto quad = V::load_i32(reinterpret_cast<const int32_t*>(w) + v * V::lanes);
       const auto w0 = V::to_f32(V::template byte<0>(quad, zero[v]));
       const auto w1 = V::to_f32(V::template byte<1>(quad, zero[v]));
       const auto w2 = V::to_f32(V::template byte<2>(quad, zero[v]));
       const auto w3 = V::to_f32(V::template byte<3>(quad, zero[v]));
-      ZP_EACH (r, R) {
+      ZP_EACH(r, R) {
         const float* xr = x + r * stride + q;
         acc[r][v] = V::fma(V::set1(xr[0]), w0, acc[r][v]);
         acc[r][v] = V::fma(V::set1(xr[1]), w1, acc[r][v]);
@@ -294,14 +296,14 @@ void weight_only_tile(const WeightOnlyBlock& b, const int8_t* w, int64_t m, int6
     }
   }
   for (int64_t q = whole; q < k; q++)
-    ZP_EACH (v, N) {
+    ZP_EACH(v, N) {
       auto quad = V::load_i32(reinterpret_cast<const int32_t*>(w) + v * V::lanes);
       for (int64_t j = whole; j < q; j++) quad = V::shift_byte(quad);
       const auto wv = V::to_f32(V::template byte<0>(quad, zero[v]));
-      ZP_EACH (r, R) acc[r][v] = V::fma(V::set1(x[r * stride + q]), wv, acc[r][v]);
+      ZP_EACH(r, R) acc[r][v] = V::fma(V::set1(x[r * stride + q]), wv, acc[r][v]);
     }
-  ZP_EACH (r, R)
-    ZP_EACH (v, N) finish_weight_only<V>(b, m + r, n + v * V::lanes, acc[r][v]);
+  ZP_EACH(r, R)
+    ZP_EACH(v, N) finish_weight_only<V>(b, m + r, n + v * V::lanes, acc[r][v]);
 }
 
 // Many rows: R rows x a part of a panel dequantized to w[k][64]; partial sums wait in c[rows][64].
@@ -309,18 +311,18 @@ template <class V, int R>
 void float_tile(const float* x, int64_t stride, const float* w, int64_t k, float* c) {
   constexpr int N = V::float_vecs;
   typename V::f32 acc[R][N];
-  ZP_EACH (r, R)
-    ZP_EACH (v, N) acc[r][v] = V::template load<F32>(c, r * kPanel + v * V::lanes);
+  ZP_EACH(r, R)
+    ZP_EACH(v, N) acc[r][v] = V::template load<F32>(c, r * kPanel + v * V::lanes);
   for (int64_t i = 0; i < k; i++, w += kPanel) {
     typename V::f32 wv[N];
-    ZP_EACH (v, N) wv[v] = V::template load<F32>(w, v * V::lanes);
-    ZP_EACH (r, R) {
+    ZP_EACH(v, N) wv[v] = V::template load<F32>(w, v * V::lanes);
+    ZP_EACH(r, R) {
       const auto xv = V::set1(x[r * stride + i]);
-      ZP_EACH (v, N) acc[r][v] = V::fma(xv, wv[v], acc[r][v]);
+      ZP_EACH(v, N) acc[r][v] = V::fma(xv, wv[v], acc[r][v]);
     }
   }
-  ZP_EACH (r, R)
-    ZP_EACH (v, N) V::template store<F32>(c, r * kPanel + v * V::lanes, acc[r][v]);
+  ZP_EACH(r, R)
+    ZP_EACH(v, N) V::template store<F32>(c, r * kPanel + v * V::lanes, acc[r][v]);
 }
 
 template <class V, int R = V::float_rows>

@@ -279,7 +279,7 @@ void store_wide(const Int8Call& c, int64_t at, float value) {
   value *= c.y_inverse_scale;
   value = value > low ? value : low;
   value = value < high ? value : high;
-  static_cast<uint8_t*>(c.y)[at] = uint8_t(int32_t(__builtin_rintf(value)) + c.y_zero_point);
+  static_cast<uint8_t*>(c.y)[at] = uint8_t(round_small(value) + c.y_zero_point);
 }
 
 void wide_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {

@@ -71,7 +71,7 @@ struct Portable {
     return each<f32>([&](int l) { return float(a.v[l]); });
   }
   static ZP_INLINE i32 to_i32(f32 a) {
-    return each<i32>([&](int l) { return int32_t(__builtin_rintf(a.v[l])); });
+    return each<i32>([&](int l) { return round_small(a.v[l]); });
   }
   static ZP_INLINE i32 load_i32(const void* p) {
     i32 out;

@@ -23,6 +23,12 @@ ZP_INLINE bool is_finite(float value) {
   return (float_to_bits(value) & 0x7f800000u) != 0x7f800000u;
 }
 
+// To the nearest integer, ties to even, for |value| <= 2^22: beyond 2^23 a float has no fraction.
+ZP_INLINE int32_t round_small(float value) {
+  constexpr float shift = 12582912.0f;  // 1.5 * 2^23
+  return int32_t((value + shift) - shift);
+}
+
 template <Type T>
 ZP_INLINE float scalar_load(const void* x, int64_t i) {
   if constexpr (T == F32) return static_cast<const float*>(x)[i];
