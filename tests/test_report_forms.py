@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
@@ -95,6 +95,9 @@ def test_words_take_any_number(x: float) -> None:
 
 
 @given(st.floats(-1, 1))
+@example(0.99996)
+@example(math.nextafter(1, 0))
+@example(1.0)
 def test_cosine_is_never_rounded_to_one(x: float) -> None:
     assert (words.cosine(x) == "1.0000") == (x == 1)
 

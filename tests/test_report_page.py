@@ -22,7 +22,7 @@ HOSTILE = "</script><script>alert(1)</script>$x^2$\"'&_#010101"
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
 )
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"wbr", "meta", "br", "hr", "img", "input", "link"}
 
 
 @pytest.fixture(scope="module")

@@ -213,18 +213,25 @@ def _combs(axes: Axes, h: Histogram) -> None:
 
 
 def _name_worst(axes: Axes, r: Report, x: LayerReport, floor: float) -> None:
+    """A leader from the worst layer's point to its name, below all points."""
     i = next(i for i, y in enumerate(r.layers, 1) if y.name == x.name)
-    value = max(x.alone.sqnr_db, floor)
     right = i > len(r.layers) / 2
     axes.annotate(
         f"worst alone: {i}. {_shorten(x.label)}",
-        (i, value),
-        xytext=(-8 if right else 8, -14),
-        textcoords="offset points",
+        (i, max(x.alone.sqnr_db, floor)),
+        xytext=(i + (-0.2 if right else 0.2), axes.get_ylim()[0]),
+        va="bottom",
         ha="right" if right else "left",
-        va="center",
         fontsize=9,
         gid="note",
+    )
+    axes.plot(
+        [i, i],
+        [axes.get_ylim()[0], max(x.alone.sqnr_db, floor)],
+        color=SOFT,
+        linewidth=0.8,
+        linestyle=(0, (2, 3)),
+        zorder=1,
     )
 
 
