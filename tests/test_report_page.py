@@ -219,13 +219,13 @@ def browse(page: Path, profile: Path, *options: str) -> str:
             "--disable-gpu",
             "--hide-scrollbars",
             f"--user-data-dir={profile}",
-            "--window-size=1000,1400",
+            "--window-size=900,900",
             *options,
             page.as_uri(),
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=True,
     )
     return done.stdout
