@@ -74,7 +74,7 @@ NB_MODULE(_core, m) {
            })
       .def("linear_static",
            [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
-              float scale, int32_t zero_point, Address bias, Address y, int threads) {
+              Address bias, Address y, int threads, float scale, int32_t zero_point) {
              const zp::Input input{at(x), float_type(type), rows, stride};
              const ReleaseGil release(w, rows);
              zp::linear_static(w, input, scale, zero_point, at<const float>(bias), at(y), threads);

@@ -74,8 +74,9 @@ def _linear_quantized(
     zero_point: int | Tensor | None,
 ) -> QTensor:
     _check(input, weight, bias)
-    out = QTensor(
-        torch.empty(*input.shape[:-1], weight.shape[0], dtype=input.dtype, device=input.device),
+    integers = input.int_repr().new_empty((*input.shape[:-1], weight.shape[0]))
+    out = QTensor.per_tensor(
+        integers,
         input.scale if scale is None else scale,
         input.zero_point if zero_point is None else zero_point,
     )
@@ -110,6 +111,11 @@ def linear_static(
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
+    if type(input_scale) is float and type(input_zero_point) is int:
+        _check_static(input_scale, input_zero_point)
+        y = kernels.quick("linear_static", input, weight, bias, input_scale, input_zero_point)
+        if y is not None:
+            return y
     input, weight = _own(input), _own(weight)
     _check(input, weight, bias)
     if isinstance(input, QTensor):
@@ -125,7 +131,7 @@ def linear_static(
     if _needs_gradient(input, bias):
         return _StraightThrough.apply(input, weight, linear_static, bias, scale, zero_point)
     if kernels.usable(input, weight):
-        return kernels.linear_static(input, weight, bias, scale, zero_point)
+        return kernels.linear_float("linear_static", input, weight, bias, scale, zero_point)
     s = torch.tensor(scale, dtype=torch.float32, device=input.device)
     z = torch.tensor(zero_point, dtype=torch.int32, device=input.device)
     return _rows(
@@ -150,12 +156,15 @@ def linear_dynamic(input: Tensor, weight: QTensor, bias: Tensor | None = None) -
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
+    y = kernels.quick("linear_dynamic", input, weight, bias)
+    if y is not None:
+        return y
     if _needs_gradient(input, bias):
         return _StraightThrough.apply(input, weight, linear_dynamic, bias)
     weight = _own(weight)
     _check(input, weight, bias, quantized_input=False)
     if kernels.usable(input, weight):
-        return kernels.linear_dynamic(input, weight, bias)
+        return kernels.linear_float("linear_dynamic", input, weight, bias)
     return _rows(input, reference.linear_dynamic, weight, bias, input.dtype)
 
 
@@ -164,12 +173,15 @@ def linear_weight_only(input: Tensor, weight: QTensor, bias: Tensor | None = Non
 
     Args, returns and raises as :func:`linear_dynamic`.
     """
+    y = kernels.quick("linear_weight_only", input, weight, bias)
+    if y is not None:
+        return y
     if _needs_gradient(input, bias):
         return _StraightThrough.apply(input, weight, linear_weight_only, bias)
     weight = _own(weight)
     _check(input, weight, bias, quantized_input=False)
     if kernels.usable(input, weight):
-        return kernels.linear_weight_only(input, weight, bias)
+        return kernels.linear_float("linear_weight_only", input, weight, bias)
     return _rows(input, reference.linear_weight_only, weight, bias, input.dtype)
 
 

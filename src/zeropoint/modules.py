@@ -257,11 +257,10 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: Tensor | QTensor) -> Tensor | QTensor:
         """``(*, in_features)`` → ``(*, out_features)``; dtypes as the class says."""
-        cache = self._cache
-        if cache is None or not _fresh(cache, self._buffers):
+        cache, buffers, mode = self._cache, self._buffers, self.mode
+        if cache is None or not _fresh(cache, buffers):
             cache = self._rebuild()
-        mode = self.mode
-        weight, bias = cache[0], self._buffers["bias"]
+        weight, bias = cache[0], buffers["bias"]
         if mode == "dynamic":
             return functional.linear_dynamic(input, weight, bias)  # type: ignore[arg-type]
         if mode == "weight-only":
@@ -368,14 +367,16 @@ def _version(t: Tensor) -> int:
 def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
     """Whether what was derived from the buffers still holds. The packing of the weight has its own
     check, where the packing is used; here only replaced buffers and static parameters count."""
-    weight = cache[0]
-    if weight._int_repr is not buffers["weight"] or cache[1] is not buffers["scale"]:
+    if (
+        cache[0]._int_repr is not buffers["weight"]
+        or cache[1] is not buffers["scale"]
+        or cache[2] is not buffers["zero_point"]
+        or cache[5] is not buffers["input_scale"]
+    ):
         return False
-    if cache[2] is not buffers["zero_point"]:
-        return False
-    scale, zero_point = buffers["input_scale"], buffers["input_zero_point"]
-    if cache[5] is not scale or cache[6] is not zero_point:
-        return False
-    return (
-        scale is None or zero_point is None or cache[7] == (_version(scale), _version(zero_point))
+    if cache[5] is None:
+        return True
+    return cache[6] is buffers["input_zero_point"] and cache[7] == (
+        _version(cache[5]),
+        _version(cache[6]),
     )

@@ -173,6 +173,31 @@ class QTensor:
         q._packed = None
         return q
 
+    @classmethod
+    def per_tensor(
+        cls, integers: Tensor, scale: float | Tensor, zero_point: int | Tensor
+    ) -> QTensor:
+        """``QTensor(integers, scale, zero_point)``, quicker for what the arithmetic itself gives:
+        0-d float32 and int32 tensors, or numbers, on the device of the integers."""
+        if not isinstance(scale, Tensor):
+            scale = torch.tensor(scale, dtype=torch.float32, device=integers.device)
+        if not isinstance(zero_point, Tensor):
+            if not isinstance(zero_point, int) or isinstance(zero_point, bool):
+                return cls(integers, scale, zero_point)
+            zero_point = torch.tensor(zero_point, dtype=torch.int32, device=integers.device)
+        low = -128 if integers.dtype is torch.int8 else 0
+        if (
+            scale.dtype is torch.float32
+            and zero_point.dtype is torch.int32
+            and scale.ndim == zero_point.ndim == 0
+            and not scale.requires_grad
+            and scale.device == zero_point.device == integers.device
+            and 2.0**-128 < scale.item() < float("inf")
+            and low <= zero_point.item() <= low + 255
+        ):
+            return cls._of(integers, scale, zero_point, None)
+        return cls(integers, scale, zero_point)
+
     # What torch's quantized tensors answer, under the same names.
 
     def int_repr(self) -> Tensor:
