@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -24,7 +25,7 @@ class Zoo(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Its own initialization takes seconds on the meta device, importing half of torch.
+        # Not its own initialization, which imports half of torch on the meta device.
         self.embed = nn.Embedding(9, 6, _weight=torch.empty(9, 6).uniform_(-1, 1))
         self.dynamic = nn.Linear(6, 6)
         self.again = self.dynamic
@@ -35,8 +36,8 @@ class Zoo(nn.Module):
         self.norm = nn.BatchNorm1d(6)
         self.head = nn.Linear(6, 9, bias=False)
         self.head.weight = self.embed.weight
-        self.register_buffer("strided", torch.arange(12.0).reshape(3, 4).t())
-        self.register_buffer("expanded", torch.arange(3).expand(4, 3))
+        self.register_buffer("strided", torch.tensor(range(12)).float().reshape(3, 4).t())
+        self.register_buffer("expanded", torch.tensor([0, 1, 2]).expand(4, 3))
         self.register_buffer("scalar", torch.tensor(2.5, dtype=torch.float64))
         self.register_buffer("empty", torch.empty(0, 3))
         self.register_buffer("flags", torch.tensor([True, False]))
@@ -71,6 +72,13 @@ def quantized_zoo(seed: int = 0) -> Zoo:
     return model
 
 
+def untied(model: Any) -> nn.Module:
+    """The zoo without its ties."""
+    model.head.weight = nn.Parameter(torch.zeros(9, 6))
+    model.again = copy.deepcopy(model.again)
+    return model
+
+
 def save_bytes(model: nn.Module, folder: Path) -> bytes:
     path = folder / "saved.safetensors"
     zeropoint.save(model, path)
@@ -86,7 +94,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         for key, tensor in {**module._parameters, **module._buffers}.items():
             if tensor is not None:
-                values = None if tensor.is_meta else repr(tensor.tolist())
+                values = None if tensor.is_meta else repr(tensor.to_dense().tolist())
                 result[f"tensor {name}.{key}"] = (id(tensor), tensor.dtype, values)
     return result
 

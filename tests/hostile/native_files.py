@@ -75,7 +75,7 @@ def _not_safetensors(good: bytes) -> Iterator[tuple[str, bytes, str]]:
     yield "key_twice", join(b'{"a":1,"a":1}', data), "'a' occurs twice"
     yield "nan", join(b'{"a":NaN}', data), "NaN is not an integer"
     yield "fraction", join(b'{"a":1.0}', data), "1.0 is not an integer"
-    yield "huge_integer", join(b'{"a":' + b"9" * 10**6 + b"}", data), "1000000 digits"
+    yield "huge_integer", join(b'{"a":' + b"9" * 10**6 + b"}", data), "an integer of 1000000 digits"
     yield "pickle", pickle.dumps(head), "not a safetensors file|truncated"
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(100)}, buffer)

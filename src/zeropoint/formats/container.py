@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 MAX_HEADER_BYTES = 100_000_000
 """The longest header, as in the safetensors package."""
@@ -97,6 +98,18 @@ class TensorInfo:
 def dtype_name(dtype: torch.dtype) -> str | None:
     """The safetensors name of a torch dtype, or ``None`` if it has none."""
     return _NAMES.get(dtype)
+
+
+def progress_bar(what: str, total_bytes: int, show: bool) -> tqdm:
+    """A bar of bytes that appears after two seconds, on a terminal."""
+    return tqdm(
+        desc=what,
+        total=total_bytes,
+        unit="B",
+        unit_scale=True,
+        delay=2.0,
+        disable=None if show else True,
+    )
 
 
 def parse_json(text: str) -> Any:

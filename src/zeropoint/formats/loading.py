@@ -8,32 +8,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..modules import Linear, QuantizedLinear
 from ..quantize import replace_modules
-from .container import CheckpointError, Reader, dtype_name
+from .container import CheckpointError, Reader, dtype_name, progress_bar
 from .header import Header, LayerInfo, check_values, qualified
-from .slots import Slot, same_memory, slots_of
+from .slots import Slot, same_memory, slots_of, why_not_plain
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def load_into(model: nn.Module, reader: Reader, header: Header, device: torch.device) -> nn.Module:
+def load_into(
+    model: nn.Module, reader: Reader, header: Header, device: torch.device, progress: bool
+) -> nn.Module:
     """See :func:`zeropoint.formats.native.load`."""
     plan = _plan(model, reader.path, header)
     # Tensors made under inference mode could not be trained or changed later.
     with torch.inference_mode(False), torch.no_grad():
-        tensors = {
-            name: reader.tensor(name, header.sha256[name])
-            for name in reader.tensors
-            if name in plan.needed
-        }
-        for name in reader.tensors.keys() - plan.needed:  # doubles of what the model has tied
-            reader.verify(name, header.sha256[name])
-        for layer, info in header.layers.items():
-            for key in info.tensors():
+        tensors = {}
+        needed = set(plan.sources.values())
+        with progress_bar("loading", reader.file_bytes, progress) as bar:
+            for name, info in reader.tensors.items():
+                if name in needed:
+                    tensors[name] = reader.tensor(name, header.sha256[name])
+                else:  # a double of what the model has tied
+                    reader.verify(name, header.sha256[name])
+                bar.update(info.nbytes)
+        for layer, entry in header.layers.items():
+            for key in entry.tensors():
                 name = qualified(layer, key)
                 check_values(reader.path, layer, key, tensors[plan.sources[name]])
         return plan.carry_out(model, tensors, device)
@@ -49,10 +52,6 @@ class _Plan:
     """Layers to exchange, each under one of its names, on the meta device."""
     devices: dict[int, torch.device] = field(default_factory=dict)
     """Where the tensors of a replacement go: where the old layer's weight is."""
-
-    @property
-    def needed(self) -> set[str]:
-        return set(self.sources.values())
 
     def carry_out(
         self, model: nn.Module, tensors: dict[str, Tensor], device: torch.device
@@ -176,8 +175,8 @@ def _check_layer(path: Path, layer: str, info: LayerInfo, old: nn.Module) -> Non
             raise CheckpointError(path, f"the model has a {kind} of its own there", layer)
     elif not isinstance(old, nn.Linear):
         raise CheckpointError(path, f"a quantized Linear, but the model has a {kind} there", layer)
-    elif is_lazy(old.weight):
-        raise CheckpointError(path, "lazy in the model and not initialized yet", layer)
+    elif reason := why_not_plain(old.weight):
+        raise CheckpointError(path, f"its weight in the model: {reason}", layer)
     elif (
         type(old).forward not in (nn.Linear.forward, Linear.forward)
         or "forward" in old.__dict__
@@ -225,8 +224,8 @@ def _match(path: Path, header: Header, plan: _Plan) -> None:
         if name in held:
             first.setdefault(same_memory(slot.tensor), name)
     for name, slot in plan.slots.items():
-        if is_lazy(slot.tensor):
-            raise CheckpointError(path, "lazy in the model and not initialized yet", tensor=name)
+        if reason := why_not_plain(slot.tensor):
+            raise CheckpointError(path, f"in the model: {reason}", tensor=name)
         # What is one tensor in the model may have one name in the file.
         other = first.get(same_memory(slot.tensor))
         if other is None:

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ..modules import QuantizedLinear
 from . import header as _header
-from .container import CheckpointError, TensorInfo, dtype_name, open_reader
+from .container import CheckpointError, TensorInfo, dtype_name, open_reader, progress_bar
 from .header import Header, LayerInfo, check_values, qualified
 from .loading import load_into
-from .slots import same_memory, slots_of
+from .slots import same_memory, slots_of, why_not_plain
 from .streaming import quantize_file
 from .writer import open_writer
 
@@ -83,6 +82,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     metadata: Mapping[str, str] | None = None,
+    progress: bool = True,
 ) -> None:
     """Write a model's ``state_dict`` and the table of its quantized layers to one file.
 
@@ -94,6 +94,7 @@ def save(
         model: any module, quantized or not, on any device that holds data.
         path: of the file; by custom it ends in ``.safetensors``.
         metadata: strings of your own to keep in the header.
+        progress: show a progress bar where it takes over two seconds and stderr is a terminal.
 
     Raises:
         TypeError: ``model`` is not a module, or ``metadata`` holds something other than strings.
@@ -144,9 +145,14 @@ def save(
         return _header.encode(layers, aliases, metadata or {}, infos, sha256)
 
     entries = [(name, dtype_name(t.dtype) or "", t.shape) for name, t in tensors.items()]
-    with open_writer(path, entries, header) as writer:
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    with (
+        open_writer(path, entries, header) as writer,
+        progress_bar("saving", total, progress) as bar,
+    ):
         for name, tensor in tensors.items():
             writer.write_tensor(name, tensor)
+            bar.update(tensor.nbytes)
 
 
 def load(
@@ -154,6 +160,7 @@ def load(
     model: nn.Module,
     *,
     device: torch.device | str = "cpu",
+    progress: bool = True,
 ) -> nn.Module:
     """Read a checkpoint into a model, bit for bit as it was saved.
 
@@ -169,6 +176,7 @@ def load(
         model: of the architecture that was saved: float (fresh, pretrained or on the meta device)
             or quantized already.
         device: where tensors go that the model holds on the meta device.
+        progress: show a progress bar where it takes over two seconds and stderr is a terminal.
 
     Returns:
         ``model``; where it is itself a Linear that the file holds quantized, the layer that takes
@@ -183,16 +191,19 @@ def load(
     """
     _require_module(model)
     with open_reader(path) as reader:
-        return load_into(model, reader, _header.decode(reader), torch.device(device))
+        return load_into(model, reader, _header.decode(reader), torch.device(device), progress)
 
 
-def inspect(path: str | os.PathLike[str], *, verify: bool = True) -> CheckpointInfo:
+def inspect(
+    path: str | os.PathLike[str], *, verify: bool = True, progress: bool = True
+) -> CheckpointInfo:
     """What a checkpoint holds, without a model and without loading it.
 
     Args:
         path: a file written by :func:`save` or :func:`quantize_file`.
         verify: read all data once and compare it with its checksums; otherwise only the header is
             read.
+        progress: show a progress bar where it takes over two seconds and stderr is a terminal.
 
     Raises:
         CheckpointError: the file is truncated, altered, of another version or contradicts itself.
@@ -201,8 +212,10 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = True) -> CheckpointI
     with open_reader(path) as reader:
         header: Header = _header.decode(reader)
         if verify:
-            for name in reader.tensors:
-                reader.verify(name, header.sha256[name])
+            with progress_bar("verifying", reader.file_bytes, progress) as bar:
+                for name, tensor in reader.tensors.items():
+                    reader.verify(name, header.sha256[name])
+                    bar.update(tensor.nbytes)
         return CheckpointInfo(
             reader.path,
             _header.VERSION,
@@ -236,16 +249,10 @@ def _layer_table(path: str | os.PathLike[str], model: nn.Module) -> dict[str, La
 
 
 def _check_savable(path: str | os.PathLike[str], name: str, tensor: Tensor) -> None:
-    if is_lazy(tensor):
-        reason = "not initialized yet (a lazy module); run the model once"
-    elif type(tensor.detach()) is not Tensor:
-        reason = f"a {type(tensor).__name__}; only plain tensors can be saved"
-    elif tensor.is_meta:
+    reason = why_not_plain(tensor)
+    if reason is None and tensor.is_meta:
         reason = "on the meta device, without data"
-    elif tensor.layout != torch.strided:
-        reason = f"layout {tensor.layout}; only strided tensors can be saved"
-    elif dtype_name(tensor.dtype) is None:
+    elif reason is None and dtype_name(tensor.dtype) is None:
         reason = f"{tensor.dtype}, which safetensors has no name for"
-    else:
-        return
-    raise CheckpointError(path, reason, tensor=name)
+    if reason is not None:
+        raise CheckpointError(path, reason, tensor=name)

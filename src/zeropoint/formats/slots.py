@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -53,14 +54,20 @@ def slots_of(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Slot]:
     return slots
 
 
+def why_not_plain(tensor: Tensor) -> str | None:
+    """Why a tensor is not simply a piece of memory, or ``None`` if it is."""
+    if is_lazy(tensor):
+        return "not initialized yet (a lazy module); run the model once"
+    if type(tensor.detach()) is not Tensor:
+        return f"a {type(tensor).__name__}; only plain tensors can be saved and loaded"
+    if tensor.layout != torch.strided:
+        return f"layout {tensor.layout}; only strided tensors can be saved and loaded"
+    return None
+
+
 def same_memory(tensor: Tensor) -> Any:
     """A key that two tensors have in common if they are the same elements of the same memory."""
-    if (
-        is_lazy(tensor)
-        or tensor.is_meta
-        or not tensor.numel()
-        or type(tensor.detach()) is not Tensor
-    ):
+    if why_not_plain(tensor) or tensor.is_meta or not tensor.numel():
         return id(tensor)  # no memory to tell by
     return (
         tensor.device,

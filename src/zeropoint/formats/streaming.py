@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..modules import QuantizedLinear
 from ..quantize import LayerRecipe, QuantizationSummary, Recipe, get_recipe
 from ..spec import PerChannel
 from ..tensor import QTensor, choose_qparams, quantize_per_tensor, quantize_to_spec
 from . import header as _header
-from .container import CheckpointError, Reader, TensorInfo, open_reader
+from .container import CheckpointError, Reader, TensorInfo, open_reader, progress_bar
 from .header import LayerInfo, qualified
 from .writer import Writer, open_writer
 
@@ -85,14 +84,7 @@ def quantize_file(
         total = sum(tensor.nbytes for tensor in reader.tensors.values())
         with (
             open_writer(path_out, plan.entries(), header) as writer,
-            tqdm(
-                desc="quantizing",
-                total=total,
-                unit="B",
-                unit_scale=True,
-                delay=2.0,
-                disable=None if progress else True,
-            ) as bar,
+            progress_bar("quantizing", total, progress) as bar,
         ):
             for name, tensor in reader.tensors.items():
                 if name in plan.copied:
