@@ -196,7 +196,7 @@ struct Int8Call {
   const float* bias;
   void* y;
   Type y_type;
-  float y_inverse_scale = 0;
+  float y_scale = 1;
   int32_t y_zero_point = 0;
 };
 
@@ -276,7 +276,7 @@ void store_wide(const Int8Call& c, int64_t at, float value) {
   }
   const int32_t qmin = c.y_type == U8 ? 0 : -128;
   const float low = float(qmin - c.y_zero_point), high = float(qmin + 255 - c.y_zero_point);
-  value *= c.y_inverse_scale;
+  value *= 1.0f / c.y_scale;
   value = value > low ? value : low;
   value = value < high ? value : high;
   static_cast<uint8_t*>(c.y)[at] = uint8_t(round_small(value) + c.y_zero_point);
@@ -353,7 +353,7 @@ void int8_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
     b.y = advance(c.y, block.begin * w.n, c.y_type);
     b.y_stride = w.n;
     b.y_type = c.y_type;
-    b.y_inverse_scale = c.y_inverse_scale;
+    b.y_inverse_scale = 1.0f / c.y_scale;
     b.y_zero_point = c.y_zero_point;
     isa.int8_block(b);
   }
@@ -399,7 +399,7 @@ void linear_integer(const PackedInt8& w, const Input& q, float scale, int32_t ze
 void linear_quantized(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
                       const float* bias, void* y, float y_scale, int32_t y_zero_point,
                       int threads) {
-  run({w, q, Integer, scale, zero_point, bias, y, q.type, 1.0f / y_scale, y_zero_point}, threads);
+  run({w, q, Integer, scale, zero_point, bias, y, q.type, y_scale, y_zero_point}, threads);
 }
 
 void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, void* y,

@@ -54,22 +54,23 @@ PackedInt8::PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_
     uint8_t* to = reinterpret_cast<uint8_t*>(weight) + p * k_padded * kPanel;
     for (int64_t lane = 0; lane < kPanel; lane++) {
       const int64_t i = p * kPanel + lane;
-      const uint8_t* row = i < n ? from + i * k : nullptr;
+      const bool real = i < n;  // not of the padding; an empty tensor may lie at address 0
+      const uint8_t* row = from + i * k;
       int64_t total = 0;
       for (int64_t q = 0; q < k_padded; q += 4) {
         uint8_t quad[4] = {0, 0, 0, 0};
-        for (int64_t j = q; row && j < q + 4 && j < k; j++) {
+        for (int64_t j = q; real && j < q + 4 && j < k; j++) {
           quad[j - q] = row[j] ^ flip;
           total += int8_t(quad[j - q]);
         }
         std::memcpy(to + q * kPanel + lane * 4, quad, 4);
       }
-      scale[i] = row ? scales[per_channel ? i : 0] : 0.0f;
+      scale[i] = real ? scales[per_channel ? i : 0] : 0.0f;
       const int64_t high = (total + 64) >> 7;  // floor: total = 128 * high + low, |low| <= 64
       sum[2 * i] = int16_t(total - 128 * high);
       sum[2 * i + 1] = narrow() ? int16_t(high) : int16_t(0);
       if (sum64) sum64[i] = total;
-      if (zero_point) zero_point[i] = row ? zero_points[per_channel ? i : 0] - int32_t(shift) : 0;
+      if (zero_point) zero_point[i] = real ? zero_points[per_channel ? i : 0] - int32_t(shift) : 0;
     }
   }
 }

@@ -225,7 +225,7 @@ def linear_float(
     p = packed(weight)
     x, rows, stride = _input(input if input.dtype in _TYPES else input.to(torch.float32))
     b = None if bias is None else _bias(bias)
-    y = torch.empty((*x.shape[:-1], p.out_features), dtype=x.dtype)
+    y = x.new_empty((*x.shape[:-1], p.out_features))
     address = 0 if b is None else b.data_ptr()
     getattr(p, kind)(
         x.data_ptr(),

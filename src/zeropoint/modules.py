@@ -360,8 +360,8 @@ def _shared_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTenso
     return q
 
 
-def _version(t: Tensor) -> int:
-    return -1 if t.is_inference() else t._version
+def _version(t: Tensor | None) -> int:
+    return -1 if t is None or t.is_inference() else t._version
 
 
 def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
