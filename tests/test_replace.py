@@ -13,11 +13,12 @@ def quantized(linear):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_every_name_and_training_mode(inplace):
+@pytest.mark.parametrize("name", ["0", "2.0"])
+def test_every_name_and_training_mode(inplace, name):
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared)).train()
     new = quantized(shared)
-    result = replace_modules(model, {"0": new}, inplace=inplace)
+    result = replace_modules(model, {name: new}, inplace=inplace)
     assert result[0] is result[2][0] is new
     assert (result is model) == inplace
     assert (model[0] is shared) == (not inplace)

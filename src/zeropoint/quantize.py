@@ -246,7 +246,7 @@ class _Plan:
                 if self._include is not None and set(self._include) & set(self.names[name]):
                     continue
                 for user, parameter, module in self._owners[id(self.layers[name].weight)]:
-                    if parameter != "weight" or id(module) not in chosen:
+                    if id(module) not in chosen:
                         where = f"{user}.{parameter}".lstrip(".")
                         self.leave(name, f"its weight is also {where!r}, which stays float")
                         changed = True
