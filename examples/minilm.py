@@ -155,7 +155,12 @@ def main(folder: Path, rounds: int, out: Console | None = None) -> None:
 
     with out.status("Comparing layer by layer"):
         report = zeropoint.compare(
-            all_models[FLOAT], all_models[OURS], batches[:4], metric=spearman, timing=sized
+            all_models[FLOAT],
+            all_models[OURS],
+            batches[:4],
+            metric=spearman,
+            timing=sized,
+            repeats=rounds,
         )
     report.to_html(folder / "minilm.html")
     report.to_json(folder / "minilm.json")
