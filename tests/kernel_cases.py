@@ -196,3 +196,5 @@ def check(case: Case, note: str = "") -> None:
     for isa in each_isa():
         assert kernels.usable(case.x, case.weight) == (isa != kernels.REFERENCE)
         assert_same_bits(case.compute(), expected, f"{isa} {case.mode} {note}")
+        # Once more by the short way, now that the weight is packed.
+        assert_same_bits(case.compute(), expected, f"{isa} {case.mode} {note} again")
