@@ -99,11 +99,18 @@ def test_reference_is_not_timed_where_that_takes_minutes() -> None:
 
 def test_threads_are_set_and_restored() -> None:
     before = torch.get_num_threads()
-    seen = []
-    for result in bench.bench([(8, 8)], [1], [before + 1, 1], seconds=0.001):
-        seen.append((result.threads, torch.get_num_threads()))
-    assert seen == [(before + 1, before + 1), (1, 1)]
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(3)
+    try:
+        seen = [
+            (result.threads, torch.get_num_threads())
+            for result in bench.bench([(8, 8)], [1], [2, 1], seconds=0.001)
+        ]
+        assert seen == [(2, 2), (1, 1)]
+        assert torch.get_num_threads() == 3
+        next(bench.bench([(8, 8)], [1], [2], seconds=0.001))  # given up halfway
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_random_numbers_are_left_alone() -> None:

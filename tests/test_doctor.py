@@ -102,7 +102,7 @@ def test_a_kernel_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_errors_come_first() -> None:
     f = dataclasses.replace(
-        HEALTHY, threads=64, environment={"OMP_PROC_BIND": "true"}, agrees={"avx2": False}
+        HEALTHY, threads=64, cpu_features=("avx512f", "amx_bf16"), agrees={"avx2": False}
     )
     assert [a.level for a in advice(f)] == ["error", "warning", "note"]
 
@@ -179,12 +179,15 @@ def test_control_group_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             return tmp_path if path == "/sys/fs/cgroup" else Path(path)
 
     monkeypatch.setattr(doctor, "Path", Files)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert doctor._cgroup_cpus() is None
+    assert doctor._usable_cpus() == 6
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert doctor._cgroup_cpus() is None
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     assert doctor._cgroup_cpus() == 1.5
-    assert doctor._usable_cpus() <= 2
+    assert doctor._usable_cpus() == 2
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
