@@ -71,7 +71,7 @@ class Linear(nn.Linear):
         weight and a zero bias. Random numbers are drawn in torch's order, so that the same seed
         gives ``torch.nn.Linear``'s parameters bit for bit.
         """
-        bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0.0
+        bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0  # no −0.0 as bound
         if self.weight.numel():
             gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
             # Written as torch computes it: algebraically 1/√in, but the same float64 bits.
@@ -336,7 +336,10 @@ class QuantizedLinear(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._cache = None  # inference tensors have no version counter that would tell
+        if self._cache is not None:
+            # Inference tensors have no version counter that would tell that they have changed.
+            self._cache[0]._packed = None
+            self._cache = None
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_cache": None}
