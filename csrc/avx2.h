@@ -12,12 +12,20 @@ struct Avx2Base {
   static ZP_INLINE f32 set1(float v) { return _mm256_set1_ps(v); }
   static ZP_INLINE i32 set1_i32(int32_t v) { return _mm256_set1_epi32(v); }
   static ZP_INLINE f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
+  static ZP_INLINE f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
   static ZP_INLINE f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
+  static ZP_INLINE f32 div(f32 a, f32 b) { return _mm256_div_ps(a, b); }
   static ZP_INLINE f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
   static ZP_INLINE f32 min(f32 a, f32 b) { return _mm256_min_ps(a, b); }
   static ZP_INLINE f32 max(f32 a, f32 b) { return _mm256_max_ps(a, b); }
   static ZP_INLINE f32 or_nan(f32 a, f32 v) {
     return _mm256_or_ps(a, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
+  static ZP_INLINE f32 select_negative(f32 x, f32 a, f32 b) {  // x < 0 ? a : b
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, zero_f32(), _CMP_LT_OQ));
+  }
+  static ZP_INLINE f32 power_of_two(i32 n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(add_i32(n, set1_i32(127)), 23));
   }
   static ZP_INLINE i32 add_i32(i32 a, i32 b) { return _mm256_add_epi32(a, b); }
   static ZP_INLINE i32 sub_i32(i32 a, i32 b) { return _mm256_sub_epi32(a, b); }

@@ -9,18 +9,28 @@ struct Avx512 {
   static constexpr int lanes = 16, quantize_width = 64;
   static constexpr int int_rows = 6, int_vecs = 4, int_chains = 10;
   static constexpr int float_rows = 6, float_vecs = 4;
+  static constexpr int a_bytes = 1;
+  static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;
 
   static ZP_INLINE f32 zero_f32() { return _mm512_setzero_ps(); }
   static ZP_INLINE i32 zero_i32() { return _mm512_setzero_si512(); }
   static ZP_INLINE f32 set1(float v) { return _mm512_set1_ps(v); }
   static ZP_INLINE i32 set1_i32(int32_t v) { return _mm512_set1_epi32(v); }
   static ZP_INLINE f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
+  static ZP_INLINE f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
   static ZP_INLINE f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
+  static ZP_INLINE f32 div(f32 a, f32 b) { return _mm512_div_ps(a, b); }
   static ZP_INLINE f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
   static ZP_INLINE f32 min(f32 a, f32 b) { return _mm512_min_ps(a, b); }
   static ZP_INLINE f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
   static ZP_INLINE f32 or_nan(f32 a, f32 v) {
     return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
+  }
+  static ZP_INLINE f32 select_negative(f32 x, f32 a, f32 b) {  // x < 0 ? a : b
+    return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, zero_f32(), _CMP_LT_OQ), a);
+  }
+  static ZP_INLINE f32 power_of_two(i32 n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(add_i32(n, set1_i32(127)), 23));
   }
   static ZP_INLINE i32 add_i32(i32 a, i32 b) { return _mm512_add_epi32(a, b); }
   static ZP_INLINE i32 sub_i32(i32 a, i32 b) { return _mm512_sub_epi32(a, b); }

@@ -1,15 +1,17 @@
 // The table entry of an instruction set, made of the kernels instantiated over its trait. Included
-// by each linear_<isa>.cpp after kernel.h, inside its anonymous namespace.
+// by each linear_<isa>.cpp after the kernels, inside its anonymous namespace.
 
 template <class V>
-constexpr Isa make_isa(const char* name, bool (*supported)(), float gmacs) {
+constexpr Isa make_isa(const char* name, bool (*supported)(), float gmacs, float float_gmacs) {
   return Isa{name,
              supported,
              4,
              1,
              gmacs,
+             float_gmacs,
              {quantize_dynamic<V, F32>, quantize_dynamic<V, BF16>, quantize_dynamic<V, F16>},
              {quantize_static<V, F32>, quantize_static<V, BF16>, quantize_static<V, F16>},
              int8_block<V>,
-             weight_only_block<V>};
+             float_block<V>,
+             V::widen};
 }

@@ -21,6 +21,7 @@
 namespace zp {
 namespace {
 #include "scalar.h"
+#include "kernel_common.h"
 
 // Round to nearest, keep denormals: whatever the caller set is put back at the end.
 class FloatEnvironment {
@@ -73,10 +74,11 @@ class Room {
 
 thread_local struct {
   Room<uint8_t> integers;  // quantized rows
+  Room<uint8_t> widened;   // the same, where the kernel reads 16 bits
   Room<Row> row;
   Room<float> bias;            // padded to whole panels
   Room<float> floats;          // activations as float32
-  Room<float> weight_only;     // a dequantized part of a panel and its partial sums
+  Room<float> parts;           // a part of a panel as floats, and partial sums
   Room<int32_t> accumulators;  // of the wide path
   Room<int64_t> totals, sums;  // likewise
 } rooms;
@@ -177,11 +179,12 @@ Range part(int64_t count, int64_t parts, int64_t i, int64_t step = 1) {
 }
 
 // n floats padded to whole panels, since kernels read whole vectors.
-const float* padded(const float* values, const PackedInt8& w) {
-  if (!values || w.n % kPanel == 0) return values;
-  float* room = rooms.bias.get(w.panels * kPanel);
-  std::memcpy(room, values, size_t(w.n) * sizeof(float));
-  std::fill(room + w.n, room + w.panels * kPanel, 0.0f);
+const float* padded(const float* values, int64_t n) {
+  if (!values || n % kPanel == 0) return values;
+  const int64_t whole = round_up(n, kPanel);
+  float* room = rooms.bias.get(whole);
+  std::memcpy(room, values, size_t(n) * sizeof(float));
+  std::fill(room + n, room + whole, 0.0f);
   return room;
 }
 
@@ -194,6 +197,7 @@ struct Int8Call {
   float scale;         // Static, Integer
   int32_t zero_point;  // likewise, of the integers as given
   const float* bias;
+  Post post;
   void* y;
   Type y_type;
   float y_scale = 1;
@@ -225,12 +229,18 @@ struct Quantized {
   int64_t stride;
 };
 
+// The same, for rows counted from `row`.
+Post from_row(Post post, int64_t row, Type type) {
+  if (post.residual) post.residual = advance(post.residual, row * post.residual_stride, type);
+  return post;
+}
+
 // Rows of quantized activations lie an odd number of cache lines apart: rows a power of two apart
 // would share a few sets of L1.
 int64_t row_stride(const PackedInt8& w) { return w.k_padded | kStep; }
 
 bool in_place(const Isa& isa, const Int8Call& c) {
-  return c.source == Integer && c.x.type == U8 && c.w.k % isa.k_step == 0;
+  return c.source == Integer && c.x.type == U8 && !isa.widen && c.w.k % isa.k_step == 0;
 }
 
 Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* room, Row* row,
@@ -262,7 +272,44 @@ Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* 
       row[i].centered = int32_t(uint32_t(uint64_t(total - k * row[i].zero_point)));
     }
   }
-  return out;
+  if (!isa.widen) return out;
+  const int64_t count = rows.end - rows.begin, wide = 2 * stride;
+  uint8_t* widened = rooms.widened.get(count * wide);
+  for (int64_t i = 0; i < count; i++)
+    isa.widen(out.a + i * out.stride, c.w.k_padded, widened + i * wide);
+  return {widened, wide};
+}
+
+// activation and residual of a single value, by the same steps as the kernels: their trait with one
+// lane.
+struct Scalar {
+  using f32 = float;
+  using i32 = int32_t;
+  static constexpr int lanes = 1;
+  static f32 zero_f32() { return 0.0f; }
+  static f32 set1(float v) { return v; }
+  static f32 add(f32 a, f32 b) { return a + b; }
+  static f32 sub(f32 a, f32 b) { return a - b; }
+  static f32 mul(f32 a, f32 b) { return a * b; }
+  static f32 div(f32 a, f32 b) { return a / b; }
+  static f32 min(f32 a, f32 b) { return a < b ? a : b; }
+  static f32 max(f32 a, f32 b) { return a > b ? a : b; }
+  static f32 select_negative(f32 x, f32 a, f32 b) { return x < 0.0f ? a : b; }
+  static i32 to_i32(f32 v) { return round_small(v); }
+  static f32 to_f32(i32 v) { return float(v); }
+  static f32 power_of_two(i32 n) { return bits_to_float(uint32_t(n + 127) << 23); }
+  template <Type T>
+  static f32 load(const void* x, int64_t i) {
+    return scalar_load<T>(x, i);
+  }
+  template <Type T>
+  static void store(void* y, int64_t i, f32 v) {
+    scalar_store<T>(y, i, v);
+  }
+};
+
+float after_scalar(const Post& post, Type type, int64_t m, int64_t n, float value) {
+  return after<Scalar>(post, type, m, n, 1, value);
 }
 
 // K beyond the bound of int32: parts of K by the kernel, their sums in int64, and the epilogue of
@@ -321,6 +368,7 @@ void wide_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
         if (w.zero_point) exact -= w.zero_point[n] * (sums[i] - w.k * row[i].zero_point);
         float value = float(exact) * (row[i].scale * w.scale[n]);
         if (c.bias) value += c.bias[n];
+        if (c.post.any()) value = after_scalar(c.post, c.y_type, m + i, n, value);
         store_wide(c, (m + i) * w.n + n, value);
       }
   }
@@ -331,11 +379,12 @@ void int8_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
   // Quantized rows take half of L2, in blocks that every register tile divides.
   constexpr int64_t step = 96;
   const int64_t count = rows.end - rows.begin, stride = row_stride(w);
-  const int64_t fit = std::max<int64_t>(1, l2_bytes() / 2 / stride / step) * step;
+  const int64_t bytes = isa.widen ? 3 * stride : stride;
+  const int64_t fit = std::max<int64_t>(1, l2_bytes() / 2 / bytes / step) * step;
   const int64_t blocks = ceil_div(count, fit), most = round_up(ceil_div(count, blocks), step);
   uint8_t* room = in_place(isa, c) ? nullptr : rooms.integers.get(std::min(most, count) * stride);
   Row* row = rooms.row.get(std::min(most, count));
-  const float* bias = padded(c.bias, w);
+  const float* bias = padded(c.bias, w.n);
   for (int64_t m = rows.begin; m < rows.end; m += most) {
     const Range block{m, std::min(rows.end, m + most)};
     const Quantized q = quantize_rows(isa, c, block, room, row, nullptr);
@@ -355,6 +404,7 @@ void int8_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
     b.y_type = c.y_type;
     b.y_inverse_scale = 1.0f / c.y_scale;
     b.y_zero_point = c.y_zero_point;
+    b.post = from_row(c.post, block.begin, c.y_type);
     isa.int8_block(b);
   }
 }
@@ -380,66 +430,91 @@ void to_floats(const void* x, int64_t k, float* to) {
   for (int64_t i = 0; i < k; i++) to[i] = scalar_load<T>(x, i);
 }
 
+// `b` comes with what concerns the weights; the rest is filled in here.
+void run_floats(FloatBlock b, int64_t panels, const Input& x, const float* bias, const Post& post,
+                void* y, int threads) {
+  if (x.rows == 0 || b.n == 0) return;
+  const Isa& isa = active_isa();
+  const double weight_bytes = double(b.w_type == S8 ? 1 : size_of(b.w_type));
+  const Work work{1.0 / isa.float_gmacs, x.type == F32 ? 0.0 : 0.1, 0.015 * weight_bytes, 1};
+  const Grid grid = choose_grid(x.rows, panels, b.k, threads, work);
+  parallel(grid, [&](int row_part, int panel_part) {
+    const Range rows = part(x.rows, grid.rows, row_part);
+    const Range columns = part(panels, grid.panels, panel_part);
+    if (rows.begin == rows.end || columns.begin == columns.end) return;
+    constexpr int64_t step = 96;
+    const int64_t most = std::min(step, rows.end - rows.begin);
+    float* floats = x.type == F32 ? nullptr : rooms.floats.get(most * b.k);
+    FloatBlock block = b;
+    block.scratch = rooms.parts.get(float_scratch(most));
+    block.panel_begin = columns.begin;
+    block.panel_end = columns.end;
+    block.bias = padded(bias, b.n);
+    block.x_stride = floats ? b.k : x.stride;
+    block.y_stride = b.n;
+    block.y_type = x.type;
+    for (int64_t m = rows.begin; m < rows.end; m += most) {
+      block.rows = std::min(most, rows.end - m);
+      block.x = floats ? floats : static_cast<const float*>(x.x) + m * x.stride;
+      for (int64_t i = 0; floats && i < block.rows; i++) {
+        const void* from = advance(x.x, (m + i) * x.stride, x.type);
+        if (x.type == BF16)
+          to_floats<BF16>(from, b.k, floats + i * b.k);
+        else
+          to_floats<F16>(from, b.k, floats + i * b.k);
+      }
+      block.y = advance(y, m * b.n, x.type);
+      block.post = from_row(post, m, x.type);
+      isa.float_block(block);
+    }
+  });
+}
+
 }  // namespace
 
-void linear_dynamic(const PackedInt8& w, const Input& x, const float* bias, void* y, int threads) {
-  run({w, x, Dynamic, 0.0f, 0, bias, y, x.type}, threads);
+void linear_dynamic(const PackedInt8& w, const Input& x, const float* bias, const Post& post,
+                    void* y, int threads) {
+  run({w, x, Dynamic, 0.0f, 0, bias, post, y, x.type}, threads);
 }
 
 void linear_static(const PackedInt8& w, const Input& x, float scale, int32_t zero_point,
-                   const float* bias, void* y, int threads) {
-  run({w, x, Static, scale, zero_point, bias, y, x.type}, threads);
+                   const float* bias, const Post& post, void* y, int threads) {
+  run({w, x, Static, scale, zero_point, bias, post, y, x.type}, threads);
 }
 
 void linear_integer(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
-                    const float* bias, float* y, int threads) {
-  run({w, q, Integer, scale, zero_point, bias, y, F32}, threads);
+                    const float* bias, const Post& post, float* y, int threads) {
+  run({w, q, Integer, scale, zero_point, bias, post, y, F32}, threads);
 }
 
 void linear_quantized(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
-                      const float* bias, void* y, float y_scale, int32_t y_zero_point,
-                      int threads) {
-  run({w, q, Integer, scale, zero_point, bias, y, q.type, y_scale, y_zero_point}, threads);
+                      const float* bias, Activation activation, void* y, float y_scale,
+                      int32_t y_zero_point, int threads) {
+  const Post post{activation, nullptr, 0};
+  run({w, q, Integer, scale, zero_point, bias, post, y, q.type, y_scale, y_zero_point}, threads);
 }
 
-void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, void* y,
-                        int threads) {
-  if (x.rows == 0 || w.n == 0) return;
-  const Isa& isa = active_isa();
-  const Work work{4.0 / isa.gmacs, x.type == F32 ? 0.0 : 0.1, 0.03, 1};
-  const Grid grid = choose_grid(x.rows, w.panels, w.k_padded, threads, work);
-  parallel(grid, [&](int row_part, int panel_part) {
-    const Range rows = part(x.rows, grid.rows, row_part);
-    const Range panels = part(w.panels, grid.panels, panel_part);
-    constexpr int64_t most = 96;
-    const int64_t room_rows = std::min(most, rows.end - rows.begin);
-    float* scratch = rooms.weight_only.get(weight_only_scratch(room_rows));
-    float* floats = x.type == F32 ? nullptr : rooms.floats.get(room_rows * w.k);
-    const float* bias_padded = padded(bias, w);
-    for (int64_t m = rows.begin; m < rows.end; m += most) {
-      WeightOnlyBlock b;
-      b.w = &w;
-      b.panel_begin = panels.begin;
-      b.panel_end = panels.end;
-      b.rows = std::min(most, rows.end - m);
-      b.x_stride = floats ? w.k : x.stride;
-      if (!floats) b.x = static_cast<const float*>(x.x) + m * x.stride;
-      for (int64_t i = 0; floats && i < b.rows; i++) {
-        const void* from = advance(x.x, (m + i) * x.stride, x.type);
-        if (x.type == BF16)
-          to_floats<BF16>(from, w.k, floats + i * w.k);
-        else
-          to_floats<F16>(from, w.k, floats + i * w.k);
-        b.x = floats;
-      }
-      b.bias = bias_padded;
-      b.y = advance(y, m * w.n, x.type);
-      b.y_stride = w.n;
-      b.y_type = x.type;
-      b.scratch = scratch;
-      isa.weight_only_block(b);
-    }
-  });
+void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, const Post& post,
+                        void* y, int threads) {
+  FloatBlock b{};
+  b.w = w.weight;
+  b.w_type = S8;
+  b.n = w.n;
+  b.k = w.k;
+  b.k_padded = w.k_padded;
+  b.zero_point = w.zero_point;
+  b.scale = w.scale;
+  run_floats(b, w.panels, x, bias, post, y, threads);
+}
+
+void linear_float(const PackedFloat& w, const Input& x, const float* bias, const Post& post,
+                  void* y, int threads) {
+  FloatBlock b{};
+  b.w = w.weight;
+  b.w_type = w.type;
+  b.n = w.n;
+  b.k = b.k_padded = w.k;
+  run_floats(b, w.panels, x, bias, post, y, threads);
 }
 
 }  // namespace zp

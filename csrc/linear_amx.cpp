@@ -10,7 +10,10 @@
 namespace zp {
 namespace {
 #include "scalar.h"
-#include "kernel.h"
+#include "kernel_common.h"
+#include "kernel_quantize.h"
+#include "kernel_int8.h"
+#include "kernel_float.h"
 #include "avx512.h"
 #include "isa_table.h"
 
@@ -44,6 +47,12 @@ struct Waiting {
   int rows = 0, done = 0, width = 0;
 
   ZP_INLINE void finish_rows(const Int8Block& b, int64_t until) {
+    if (Y != I32 && b.post.any()) {
+      if (done < until)
+        finish_post<Avx512>(b, m + done, int(until) - done, n, width, acc + done * width);
+      if (done < until) done = int(until);
+      return;
+    }
     for (; done < until; done++) {
       if (width == 32)
         finish_row<Avx512, Y, 2>(b, m + done, n, reinterpret_cast<const __m512i*>(acc + done * 32));
@@ -192,7 +201,7 @@ void amx_block(const Int8Block& b) {
 }
 
 constexpr Isa make_amx() {
-  Isa isa = make_isa<Avx512>("amx", cpu_has_amx, 1500.0f);
+  Isa isa = make_isa<Avx512>("amx", cpu_has_amx, 1500.0f, 100.0f);
   isa.k_step = kStep;
   isa.row_step = 16;
   isa.int8_block = amx_block;

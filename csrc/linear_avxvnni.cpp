@@ -7,13 +7,17 @@
 namespace zp {
 namespace {
 #include "scalar.h"
-#include "kernel.h"
+#include "kernel_common.h"
+#include "kernel_quantize.h"
+#include "kernel_int8.h"
+#include "kernel_float.h"
 #include "avx2.h"
 
 struct AvxVnni : Avx2Base {
   using a_t = __m256i;
   using w_t = __m256i;
-  static constexpr int int_rows = 6, int_vecs = 2, int_chains = 5;
+  static constexpr int int_rows = 6, int_vecs = 2, int_chains = 5, a_bytes = 1;
+  static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;
 
   static ZP_INLINE a_t load_a(const uint8_t* a) {
     int32_t quad;
@@ -32,5 +36,5 @@ struct AvxVnni : Avx2Base {
 #include "isa_table.h"
 }  // namespace
 
-extern const Isa isa_avxvnni = make_isa<AvxVnni>("avxvnni", cpu_has_avxvnni, 120.0f);
+extern const Isa isa_avxvnni = make_isa<AvxVnni>("avxvnni", cpu_has_avxvnni, 120.0f, 50.0f);
 }  // namespace zp

@@ -4,12 +4,16 @@
 namespace zp {
 namespace {
 #include "scalar.h"
-#include "kernel.h"
+#include "kernel_common.h"
+#include "kernel_quantize.h"
+#include "kernel_int8.h"
+#include "kernel_float.h"
 
 struct Portable {
   static constexpr int lanes = 4, quantize_width = 4;
   static constexpr int int_rows = 4, int_vecs = 2, int_chains = 0;
-  static constexpr int float_rows = 4, float_vecs = 2;
+  static constexpr int float_rows = 4, float_vecs = 2, a_bytes = 1;
+  static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;
   struct f32 {
     float v[lanes];
   };
@@ -41,6 +45,18 @@ struct Portable {
   }
   static ZP_INLINE f32 add(f32 a, f32 b) {
     return each<f32>([&](int l) { return a.v[l] + b.v[l]; });
+  }
+  static ZP_INLINE f32 sub(f32 a, f32 b) {
+    return each<f32>([&](int l) { return a.v[l] - b.v[l]; });
+  }
+  static ZP_INLINE f32 div(f32 a, f32 b) {
+    return each<f32>([&](int l) { return a.v[l] / b.v[l]; });
+  }
+  static ZP_INLINE f32 select_negative(f32 x, f32 a, f32 b) {
+    return each<f32>([&](int l) { return x.v[l] < 0.0f ? a.v[l] : b.v[l]; });
+  }
+  static ZP_INLINE f32 power_of_two(i32 n) {
+    return each<f32>([&](int l) { return bits_to_float(uint32_t(n.v[l] + 127) << 23); });
   }
   static ZP_INLINE f32 mul(f32 a, f32 b) {
     return each<f32>([&](int l) { return a.v[l] * b.v[l]; });
@@ -141,5 +157,5 @@ struct Portable {
 bool always() { return true; }
 }  // namespace
 
-extern const Isa isa_portable = make_isa<Portable>("portable", always, 10.0f);
+extern const Isa isa_portable = make_isa<Portable>("portable", always, 10.0f, 2.0f);
 }  // namespace zp

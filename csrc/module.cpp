@@ -9,6 +9,7 @@
 #include "zeropoint.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace {
 
@@ -22,7 +23,8 @@ T* at(Address address) {
 // Lets other Python threads run, where the work is long enough to be worth the switch.
 class ReleaseGil {
  public:
-  ReleaseGil(const zp::PackedInt8& w, int64_t rows) {
+  template <class W>
+  ReleaseGil(const W& w, int64_t rows) {
     if (rows * w.n * w.k > (int64_t(1) << 20)) release_.emplace();
   }
 
@@ -33,6 +35,12 @@ class ReleaseGil {
 zp::Type float_type(int type) {
   if (type < zp::F32 || type > zp::F16) throw nb::value_error("type must be 0, 1 or 2");
   return zp::Type(type);
+}
+
+// From activation, residual's address and its stride, which come last and may be left out.
+zp::Post post_of(int activation, Address residual, int64_t stride) {
+  if (activation < zp::None || activation > zp::SiLU) throw nb::value_error("activation: 0 to 3");
+  return {zp::Activation(activation), at<const void>(residual), stride};
 }
 
 zp::Type integer_type(bool is_signed) { return is_signed ? zp::S8 : zp::U8; }
@@ -65,41 +73,81 @@ NB_MODULE(_core, m) {
       .def_ro("in_features", &zp::PackedInt8::k)
       .def_prop_ro("nbytes", &zp::PackedInt8::nbytes)
       .def("unpack", [](const zp::PackedInt8& w, Address integers) { w.unpack(at(integers)); })
-      .def("linear_dynamic",
-           [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
-              Address bias, Address y, int threads) {
-             const zp::Input input{at(x), float_type(type), rows, stride};
-             const ReleaseGil release(w, rows);
-             zp::linear_dynamic(w, input, at<const float>(bias), at(y), threads);
-           })
-      .def("linear_static",
-           [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
-              Address bias, Address y, int threads, float scale, int32_t zero_point) {
-             const zp::Input input{at(x), float_type(type), rows, stride};
-             const ReleaseGil release(w, rows);
-             zp::linear_static(w, input, scale, zero_point, at<const float>(bias), at(y), threads);
-           })
+      .def(
+          "linear_dynamic",
+          [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
+             Address bias, Address y, int threads, int activation, Address residual,
+             int64_t residual_stride) {
+            const ReleaseGil release(w, rows);
+            zp::linear_dynamic(w, {at(x), float_type(type), rows, stride}, at<const float>(bias),
+                               post_of(activation, residual, residual_stride), at(y), threads);
+          },
+          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "activation"_a = 0,
+          "residual"_a = 0, "residual_stride"_a = 0)
+      .def(
+          "linear_weight_only",
+          [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
+             Address bias, Address y, int threads, int activation, Address residual,
+             int64_t residual_stride) {
+            const ReleaseGil release(w, rows);
+            zp::linear_weight_only(w, {at(x), float_type(type), rows, stride},
+                                   at<const float>(bias),
+                                   post_of(activation, residual, residual_stride), at(y), threads);
+          },
+          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "activation"_a = 0,
+          "residual"_a = 0, "residual_stride"_a = 0)
+      .def(
+          "linear_static",
+          [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
+             Address bias, Address y, int threads, float scale, int32_t zero_point, int activation,
+             Address residual, int64_t residual_stride) {
+            const ReleaseGil release(w, rows);
+            zp::linear_static(w, {at(x), float_type(type), rows, stride}, scale, zero_point,
+                              at<const float>(bias), post_of(activation, residual, residual_stride),
+                              at(y), threads);
+          },
+          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "scale"_a,
+          "zero_point"_a, "activation"_a = 0, "residual"_a = 0, "residual_stride"_a = 0)
       .def("linear_integer",
            [](const zp::PackedInt8& w, Address q, bool is_signed, int64_t rows, int64_t stride,
-              float scale, int32_t zero_point, Address bias, Address y, int threads) {
-             const zp::Input input{at(q), integer_type(is_signed), rows, stride};
+              float scale, int32_t zero_point, Address bias, Address y, int threads, int activation,
+              Address residual, int64_t residual_stride) {
              const ReleaseGil release(w, rows);
-             zp::linear_integer(w, input, scale, zero_point, at<const float>(bias), at<float>(y),
+             zp::linear_integer(w, {at(q), integer_type(is_signed), rows, stride}, scale,
+                                zero_point, at<const float>(bias),
+                                post_of(activation, residual, residual_stride), at<float>(y),
                                 threads);
            })
-      .def("linear_quantized",
-           [](const zp::PackedInt8& w, Address q, bool is_signed, int64_t rows, int64_t stride,
-              float scale, int32_t zero_point, Address bias, Address y, float y_scale,
-              int32_t y_zero_point, int threads) {
-             const zp::Input input{at(q), integer_type(is_signed), rows, stride};
-             const ReleaseGil release(w, rows);
-             zp::linear_quantized(w, input, scale, zero_point, at<const float>(bias), at(y),
-                                  y_scale, y_zero_point, threads);
-           })
-      .def("linear_weight_only", [](const zp::PackedInt8& w, Address x, int type, int64_t rows,
-                                    int64_t stride, Address bias, Address y, int threads) {
-        const zp::Input input{at(x), float_type(type), rows, stride};
+      .def("linear_quantized", [](const zp::PackedInt8& w, Address q, bool is_signed, int64_t rows,
+                                  int64_t stride, float scale, int32_t zero_point, Address bias,
+                                  Address y, float y_scale, int32_t y_zero_point, int threads,
+                                  int activation) {
         const ReleaseGil release(w, rows);
-        zp::linear_weight_only(w, input, at<const float>(bias), at(y), threads);
+        zp::linear_quantized(w, {at(q), integer_type(is_signed), rows, stride}, scale, zero_point,
+                             at<const float>(bias), post_of(activation, 0, 0).activation, at(y),
+                             y_scale, y_zero_point, threads);
       });
+
+  nb::class_<zp::PackedFloat>(m, "PackedFloat")
+      .def("__init__",
+           [](zp::PackedFloat* self, Address weights, int type, int64_t n, int64_t k) {
+             if (n < 0 || k < 0) throw nb::value_error("negative size");
+             if (type == zp::F16) throw nb::value_error("weights are float32 or bfloat16");
+             new (self) zp::PackedFloat(at<const void>(weights), float_type(type), n, k);
+           })
+      .def_ro("out_features", &zp::PackedFloat::n)
+      .def_ro("in_features", &zp::PackedFloat::k)
+      .def_prop_ro("nbytes", &zp::PackedFloat::nbytes)
+      .def("unpack", [](const zp::PackedFloat& w, Address weights) { w.unpack(at(weights)); })
+      .def(
+          "linear_float",
+          [](const zp::PackedFloat& w, Address x, int type, int64_t rows, int64_t stride,
+             Address bias, Address y, int threads, int activation, Address residual,
+             int64_t residual_stride) {
+            const ReleaseGil release(w, rows);
+            zp::linear_float(w, {at(x), float_type(type), rows, stride}, at<const float>(bias),
+                             post_of(activation, residual, residual_stride), at(y), threads);
+          },
+          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "activation"_a = 0,
+          "residual"_a = 0, "residual_stride"_a = 0);
 }

@@ -1,4 +1,4 @@
-// PackedInt8: from rows of integers to the layout of the hardware, and back.
+// Packed weights: from rows to the layout of the hardware, and back.
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -96,5 +96,35 @@ size_t PackedInt8::nbytes() const {
   const size_t lanes = size_t(panels) * kPanel;
   return lanes * (size_t(k_padded) + 8 + (sum64 ? 8 : 0) + (zero_point ? 4 : 0));
 }
+
+PackedFloat::PackedFloat(const void* weights, Type type, int64_t n, int64_t k)
+    : n(n), k(k), panels(ceil_div(n, kPanel)), type(type) {
+  const int64_t size = type == F32 ? 4 : 2;
+  char* to = allocate<char>(panels * kPanel * k * size);
+  weight = to;
+  const char* from = static_cast<const char*>(weights);
+  for (int64_t p = 0; p < panels; p++)
+    for (int64_t j = 0; j < k; j++)
+      for (int64_t lane = 0; lane < kPanel; lane++, to += size) {
+        const int64_t i = p * kPanel + lane;
+        if (i < n)
+          std::memcpy(to, from + (i * k + j) * size, size_t(size));
+        else
+          std::memset(to, 0, size_t(size));
+      }
+}
+
+PackedFloat::~PackedFloat() { std::free(weight); }
+
+void PackedFloat::unpack(void* weights) const {
+  const int64_t size = type == F32 ? 4 : 2;
+  const char* from = static_cast<const char*>(weight);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = 0; j < k; j++)
+      std::memcpy(static_cast<char*>(weights) + (i * k + j) * size,
+                  from + ((i / kPanel * k + j) * kPanel + i % kPanel) * size, size_t(size));
+}
+
+size_t PackedFloat::nbytes() const { return size_t(panels * kPanel * k) * (type == F32 ? 4 : 2); }
 
 }  // namespace zp

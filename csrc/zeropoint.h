@@ -56,6 +56,32 @@ struct PackedInt8 {
   const int8_t* panel(int64_t p) const { return weight + p * k_padded * kPanel; }
 };
 
+// Float weights for the hardware: [N/64][K][64 lanes], float32 or bfloat16, N padded with zeros.
+struct PackedFloat {
+  int64_t n = 0, k = 0, panels = 0;
+  Type type = F32;
+  void* weight = nullptr;
+
+  PackedFloat(const void* weights, Type type, int64_t n, int64_t k);
+  ~PackedFloat();
+  PackedFloat(const PackedFloat&) = delete;
+  PackedFloat& operator=(const PackedFloat&) = delete;
+
+  void unpack(void* weights) const;
+  size_t nbytes() const;
+};
+
+// What follows the sum and the bias: y = activation(x A^T + b) + residual, in float32.
+enum Activation : int { None = 0, ReLU = 1, GELU = 2, SiLU = 3 };
+
+struct Post {
+  Activation activation = None;
+  const void* residual =
+      nullptr;  // [rows][residual_stride] of y's type (float types only), or null
+  int64_t residual_stride = 0;
+  bool any() const { return activation != None || residual; }
+};
+
 // What the epilogue needs of a row of quantized activations.
 struct Row {
   float scale;         // NaN for a row that holds NaN (or, dynamic, +-Inf): makes all outputs NaN
@@ -78,20 +104,27 @@ struct Int8Block {
   Type y_type;            // I32: raw accumulators, no epilogue
   float y_inverse_scale;  // for U8 and S8
   int32_t y_zero_point;
+  Post post;
 };
 
-// Rows of float activations times panels of packed integer weights, dequantized on the way.
-struct WeightOnlyBlock {
-  const PackedInt8* w;
+// Rows of float activations times panels of packed weights: float32, bfloat16, or 8-bit integers
+// that become floats on the way.
+struct FloatBlock {
+  const void* w;  // of PackedFloat or PackedInt8
+  Type w_type;    // F32, BF16 or S8
+  int64_t n, k, k_padded;
+  const int32_t* zero_point;  // of integer weights, or null
+  const float* scale;         // of integer weights, else null
   int64_t panel_begin, panel_end;
   const float* x;  // [rows][x_stride]
   int64_t x_stride;
   int64_t rows;
-  const float* bias;
+  const float* bias;  // [panels * 64], or null
   void* y;
   int64_t y_stride;
   Type y_type;
-  float* scratch;  // weight_only_scratch(rows) floats
+  float* scratch;  // float_scratch(rows) floats
+  Post post;
 };
 
 // One row of floats to unsigned 8-bit integers. `q` has room for k rounded up to kStep; what lies
@@ -111,14 +144,17 @@ struct Isa {
   int k_step;           // activations must be readable up to a multiple of this
   int row_step;         // rows are split among threads in multiples of this
   float gmacs;          // rough speed of one core, int8, billions of multiply-adds a second
+  float float_gmacs;    // the same with float activations
   void (*quantize_dynamic[3])(const QuantizeRow&, Row*);  // by Type of x
   void (*quantize_static[3])(const QuantizeRow&, Row*);
   void (*int8_block)(const Int8Block&);
-  void (*weight_only_block)(const WeightOnlyBlock&);
+  void (*float_block)(const FloatBlock&);
+  // Null, or: a row of quantized activations to the form the kernel reads, of 2 bytes each.
+  void (*widen)(const uint8_t* q, int64_t k_padded, uint8_t* to);
 };
 
-constexpr int64_t kWeightOnlyPart = 256;  // k of a panel dequantized at a time
-inline int64_t weight_only_scratch(int64_t rows) { return (kWeightOnlyPart + rows) * kPanel; }
+constexpr int64_t kFloatPart = 256;  // k of a panel that is made floats at a time
+inline int64_t float_scratch(int64_t rows) { return (kFloatPart + rows) * kPanel; }
 
 // dispatch.cpp
 const Isa& active_isa();
@@ -132,16 +168,20 @@ struct Input {
   Type type;
   int64_t rows, stride;
 };
-void linear_dynamic(const PackedInt8& w, const Input& x, const float* bias, void* y, int threads);
+void linear_dynamic(const PackedInt8& w, const Input& x, const float* bias, const Post& post,
+                    void* y, int threads);
 void linear_static(const PackedInt8& w, const Input& x, float scale, int32_t zero_point,
-                   const float* bias, void* y, int threads);
+                   const float* bias, const Post& post, void* y, int threads);
 // Integer activations (U8 or S8) to float32.
 void linear_integer(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
-                    const float* bias, float* y, int threads);
+                    const float* bias, const Post& post, float* y, int threads);
 // Integer activations to integers of the same type.
 void linear_quantized(const PackedInt8& w, const Input& q, float scale, int32_t zero_point,
-                      const float* bias, void* y, float y_scale, int32_t y_zero_point, int threads);
-void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, void* y,
-                        int threads);
+                      const float* bias, Activation activation, void* y, float y_scale,
+                      int32_t y_zero_point, int threads);
+void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, const Post& post,
+                        void* y, int threads);
+void linear_float(const PackedFloat& w, const Input& x, const float* bias, const Post& post,
+                  void* y, int threads);
 
 }  // namespace zp

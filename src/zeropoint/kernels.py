@@ -256,6 +256,9 @@ def linear_integer(input: QTensor, weight: QTensor, bias: Tensor | None) -> Tens
         0 if b is None else b.data_ptr(),
         y.data_ptr(),
         torch.get_num_threads(),
+        0,
+        0,
+        0,
     )
     return y
 
@@ -277,6 +280,7 @@ def linear_quantized(input: QTensor, weight: QTensor, bias: Tensor | None, outpu
         float(output._scale),
         int(output._zero_point),
         torch.get_num_threads(),
+        0,
     )
 
 

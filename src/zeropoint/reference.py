@@ -130,3 +130,65 @@ def linear_weight_only(x: Tensor, weight: QTensor, bias: Tensor | None) -> Tenso
         acc = fma(x[:, k : k + 1], w[:, k].reshape(1, -1), acc)
     y = acc * weight.scale.reshape(1, -1)
     return y if bias is None else y + bias.to(torch.float32)
+
+
+def linear_float(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Float activations × float32 or bfloat16 weights, float32 ``(rows, out)``.
+
+    One fused multiply-add chain an output, ``k`` ascending from 0; then ``+ bias[n]``.
+    """
+    x, w = x.to(torch.float32), weight.to(torch.float32)
+    acc = x.new_zeros(x.shape[0], w.shape[0])
+    for k in range(x.shape[1]):
+        acc = fma(x[:, k : k + 1], w[:, k].reshape(1, -1), acc)
+    return acc if bias is None else acc + bias.to(torch.float32)
+
+
+def exponential(x: Tensor) -> Tensor:
+    """``exp(x)`` in float32 with ``x`` clamped to [−87, 87], each operation rounded once.
+
+    ``2**n`` times a polynomial of the rest, after Cephes' ``expf``
+    (https://www.netlib.org/cephes/); relative error about 1e-7. NaN becomes ``exp(−87)``.
+    """
+    x = torch.where(x > -87.0, x, torch.full_like(x, -87.0))
+    x = torch.where(x < 87.0, x, torch.full_like(x, 87.0))
+    n = torch.round(x * 1.44269504)
+    r = x - n * 0.693359375
+    r = r - n * -2.12194440e-4
+    p = torch.full_like(r, 1.9875691500e-4)
+    for coefficient in (
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    ):
+        p = p * r + coefficient
+    p = p * (r * r) + r + 1.0
+    return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def activate(x: Tensor, activation: str | None) -> Tensor:
+    """``"relu"``, ``"gelu"`` (the exact one, by the error function), ``"silu"`` or ``None``.
+
+    GELU is ``x`` times the normal distribution function, whose tail is Abramowitz and Stegun's
+    7.1.26, absolute error below 1.5e-7 (https://personal.math.ubc.ca/~cbm/aands/page_299.htm).
+    """
+    if activation is None:
+        return x
+    if activation == "relu":
+        return torch.where(x < 0.0, torch.zeros_like(x), x)
+    if activation == "silu":
+        return torch.where(x < -87.0, torch.full_like(x, -87.0), x) / (exponential(0.0 - x) + 1.0)
+    if activation == "gelu":
+        one = torch.ones_like(x)
+        magnitude = torch.where(x > 0.0 - x, x, 0.0 - x)
+        z = magnitude * 0.707106781
+        t = one / (z * 0.3275911 + 1.0)
+        p = torch.full_like(x, 1.061405429)
+        for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+            p = p * t + coefficient
+        tail = p * t * exponential(0.0 - z * z) * 0.5
+        part = x.clamp(-64.0, 64.0) * tail
+        return torch.where(x < 0.0, part, x - part)
+    raise ValueError(f"activation must be 'relu', 'gelu', 'silu' or None, got {activation!r}")
