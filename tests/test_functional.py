@@ -114,7 +114,7 @@ def test_outputs_are_within_a_step_of_torchs(engine: str, data: st.DataObject) -
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_outputs_rarely_differ_from_torchs(engine: str) -> None:
-    """The statistic of docs/agreement_with_torch.md: about one output in 100,000."""
+    """The statistic of docs/agreement_with_torch.md: fewer than one output in 100,000."""
     outputs = differ = 0
     for _ in range(3):
         x, w, b = torch.randn(64, 256), torch.randn(512, 256) / 16, torch.randn(512)
