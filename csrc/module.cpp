@@ -48,6 +48,8 @@ zp::Type integer_type(bool is_signed) { return is_signed ? zp::S8 : zp::U8; }
 }  // namespace
 
 NB_MODULE(_core, m) {
+  // Packed weights that live until the interpreter ends are no leak.
+  nb::set_leak_warnings(false);
   m.doc() = "The C++ core of zeropoint. Private: use zeropoint.kernels.";
 
   m.def("available_isas", [] {

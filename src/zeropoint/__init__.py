@@ -3,6 +3,14 @@
 from . import functional
 from .formats.native import CheckpointError, load, quantize_file, save
 from .formats.native import inspect as inspect_checkpoint
+from .kernels import (
+    PackedWeight,
+    active_isa,
+    available_isas,
+    force_isa,
+    prepack,
+    unpack,
+)
 from .modules import Linear, QuantizedLinear
 from .observers import (
     EntropyObserver,
@@ -42,6 +50,7 @@ __all__ = [
     "MinMaxObserver",
     "MovingAverageObserver",
     "Observer",
+    "PackedWeight",
     "PerChannel",
     "PerTensor",
     "PercentileObserver",
@@ -51,16 +60,21 @@ __all__ = [
     "QuantizedLinear",
     "Recipe",
     "Report",
+    "active_isa",
+    "available_isas",
     "choose_qparams",
     "compare",
+    "force_isa",
     "functional",
     "get_recipe",
     "inspect_checkpoint",
     "load",
+    "prepack",
     "quantize",
     "quantize_file",
     "quantize_per_channel",
     "quantize_per_tensor",
     "quantize_to_spec",
     "save",
+    "unpack",
 ]

@@ -13,30 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels, reference
+from .kernels import PackedWeight
 from .tensor import QTensor, quantize
 
 
 def linear(
     input: Tensor | QTensor,
-    weight: Tensor | QTensor,
+    weight: Tensor | QTensor | PackedWeight,
     bias: Tensor | None = None,
     scale: float | Tensor | None = None,
     zero_point: int | Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor | QTensor:
-    """``y = x Aᵀ + b`` on float or quantized tensors.
+    """``y = activation(x Aᵀ + b) + residual`` on float or quantized tensors.
 
-    ==================  ============  =============================================================
-    input               weight        result
-    ==================  ============  =============================================================
-    ``Tensor``          ``Tensor``    ``torch.nn.functional.linear``
-    ``QTensor``         ``QTensor``   ``QTensor`` of ``input``'s dtype, with ``scale`` and
-                                      ``zero_point`` where given, else those of ``input``
-    ``Tensor``          ``QTensor``   ``Tensor``: float activations × dequantized weights
-    ==================  ============  =============================================================
+    ==================  ====================  =====================================================
+    input               weight                result
+    ==================  ====================  =====================================================
+    ``Tensor``          ``Tensor``            ``torch.nn.functional.linear``
+    ``Tensor``          packed float          the same sum as one fused multiply-add chain
+    ``QTensor``         ``QTensor``           ``QTensor`` of ``input``'s dtype, with ``scale`` and
+                                              ``zero_point`` where given, else those of ``input``
+    ``Tensor``          ``QTensor``           ``Tensor``: float activations × dequantized weights
+    ==================  ====================  =====================================================
 
     torch's own quantized tensors (``quint8``, ``qint8``) are accepted and converted. The weight's
     packing for the hardware is remembered on the :class:`QTensor` and dropped when its tensors are
-    changed in place.
+    changed in place. A :class:`PackedWeight` stands for the weight and the bias it was made of.
 
     Args:
         input: ``(*, in_features)``; a ``QTensor`` must be per tensor, uint8 or int8.
@@ -44,6 +49,8 @@ def linear(
             per channel along axis 0, zero points allowed.
         bias: ``(out_features,)`` floating point, or ``None``.
         scale, zero_point: of the output, for a ``QTensor`` input only.
+        activation: ``"relu"``, ``"gelu"`` (by the error function) or ``"silu"``, fused.
+        residual: of the result's shape, added last; not with a ``QTensor`` input.
 
     Raises:
         TypeError: a combination that the table does not have.
@@ -54,16 +61,25 @@ def linear(
     >>> linear(x, w)
     QTensor([[0.5000, 1.0000]], dtype=uint8, scale=0.5, zero_point=10)
     """
-    input, weight = _own(input), _own(weight)
+    if isinstance(weight, PackedWeight) and weight.dtype.is_floating_point:
+        if scale is not None or zero_point is not None:
+            raise TypeError("scale and zero_point are for a QTensor input with a QTensor weight")
+        return _linear_packed(input, weight, bias, activation, residual)
+    input = _own(input)
+    weight, bias = _operands(weight, bias)
     if isinstance(input, QTensor):
         if not isinstance(weight, QTensor):
             raise TypeError(f"weight must be a QTensor when input is one, got {_name(weight)}")
-        return _linear_quantized(input, weight, bias, scale, zero_point)
+        if residual is not None:
+            raise TypeError("residual is for float results; with a QTensor input it must be None")
+        return _linear_quantized(input, weight, bias, scale, zero_point, activation)
     if scale is not None or zero_point is not None:
         raise TypeError("scale and zero_point are for a QTensor input; input is a float tensor")
     if isinstance(weight, QTensor):
-        return linear_weight_only(input, weight, bias)
-    return F.linear(input, weight, bias)
+        return linear_weight_only(input, weight, bias, activation=activation, residual=residual)
+    y = F.linear(input, weight, bias)  # type: ignore[arg-type]
+    y = _TORCHS_ACTIVATIONS[_activation(activation)](y)
+    return y if residual is None else y + residual
 
 
 def _linear_quantized(
@@ -72,29 +88,65 @@ def _linear_quantized(
     bias: Tensor | None,
     scale: float | Tensor | None,
     zero_point: int | Tensor | None,
+    activation: str | None,
 ) -> QTensor:
     _check(input, weight, bias)
-    integers = input.int_repr().new_empty((*input.shape[:-1], weight.shape[0]))
+    _activation(activation)
+    # An empty QTensor checks the output's scale and zero point.
     out = QTensor.per_tensor(
-        integers,
+        input.int_repr().new_empty(0),
         input.scale if scale is None else scale,
         input.zero_point if zero_point is None else zero_point,
     )
     if kernels.usable(input.int_repr(), weight):
-        kernels.linear_quantized(input, weight, bias, out)
-        return out
-    y = _rows(input.int_repr(), _reference_integer(input), weight, bias)
-    info = torch.iinfo(out.dtype)
-    out.int_repr().copy_(quantize(y, out.scale, out.zero_point, info.min, info.max))
-    return out
+        integers = kernels.linear_quantized(
+            input, weight, bias, out.q_scale(), out.q_zero_point(), activation
+        )
+    else:
+        y = _rows(input.int_repr(), _reference_integer(input), weight, bias, activation, None)
+        info = torch.iinfo(out.dtype)
+        integers = quantize(y, out.scale, out.zero_point, info.min, info.max).to(out.dtype)
+    return QTensor.per_tensor(integers, out.scale, out.zero_point)
+
+
+def _linear_packed(
+    input: Any,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    if bias is not None:
+        raise TypeError("bias must be None: the packed weight has its own")
+    bias = weight.bias
+    if activation is None and residual is None:
+        y = kernels.quick("linear_float", input, weight, bias)
+        if y is not None:
+            return y
+    if not isinstance(input, Tensor) or not input.is_floating_point():
+        raise TypeError(f"input must be a floating-point tensor, got {_name(input)}")
+    _check_shapes(input, weight, bias)
+    _check_post(input, weight, activation, residual)
+    if _needs_gradient(input, bias):
+        plain, _ = weight.unpack()
+        return linear(input, plain, bias, activation=activation, residual=residual)  # type: ignore[return-value]
+    operand = weight.operand()
+    if kernels.packed_usable(input, weight):
+        return kernels.linear_float(
+            "linear_float", input, weight, bias, activation=activation, residual=residual
+        )
+    return _rows(input, reference.linear_float, operand, bias, activation, residual, input.dtype)
 
 
 def linear_static(
     input: Tensor | QTensor,
-    weight: QTensor,
+    weight: QTensor | PackedWeight,
     bias: Tensor | None = None,
     input_scale: float | Tensor | None = None,
     input_zero_point: int | Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Integer activations × integer weights, float out.
 
@@ -107,39 +159,50 @@ def linear_static(
         weight: ``(out_features, in_features)``, per tensor or per channel along axis 0.
         bias: ``(out_features,)`` floating point, or ``None``.
         input_scale: positive; input_zero_point: within [0, 255]. For a float input only.
+        activation, residual: as :func:`linear`.
 
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
-    if type(input_scale) is float and type(input_zero_point) is int:
+    if type(input_scale) is float and type(input_zero_point) is int and activation is residual:
         _check_static(input_scale, input_zero_point)
         y = kernels.quick("linear_static", input, weight, bias, input_scale, input_zero_point)
         if y is not None:
             return y
-    input, weight = _own(input), _own(weight)
-    _check(input, weight, bias)
+    input = _own(input)
+    operand, bias = _operands(weight, bias)
+    _check(input, operand, bias)
+    _check_post(input, operand, activation, residual)
     if isinstance(input, QTensor):
         if input_scale is not None or input_zero_point is not None:
             raise TypeError("input_scale and input_zero_point are for a float input")
-        if kernels.usable(input.int_repr(), weight):
-            return kernels.linear_integer(input, weight, bias)
-        return _rows(input.int_repr(), _reference_integer(input), weight, bias)
+        if kernels.usable(input.int_repr(), operand):
+            return kernels.linear_integer(input, operand, bias, activation, residual)
+        return _rows(
+            input.int_repr(), _reference_integer(input), operand, bias, activation, residual
+        )
     if input_scale is None or input_zero_point is None:
         raise TypeError("input_scale and input_zero_point are needed for a float input")
     scale, zero_point = float(input_scale), int(input_zero_point)
     _check_static(scale, zero_point)
-    if _needs_gradient(input, bias):
-        return _StraightThrough.apply(input, weight, linear_static, bias, scale, zero_point)
-    if kernels.usable(input, weight):
-        return kernels.linear_float("linear_static", input, weight, bias, scale, zero_point)
     s = torch.tensor(scale, dtype=torch.float32, device=input.device)
     z = torch.tensor(zero_point, dtype=torch.int32, device=input.device)
-    return _rows(
-        input, lambda x, w, b: reference.linear_static(x, s, z, w, b), weight, bias, input.dtype
+    return _linear_float(
+        "linear_static",
+        lambda x, w, b: reference.linear_static(x, s, z, w, b),
+        (scale, zero_point),
+        (input, operand, bias, activation, residual),
     )
 
 
-def linear_dynamic(input: Tensor, weight: QTensor, bias: Tensor | None = None) -> Tensor:
+def linear_dynamic(
+    input: Tensor,
+    weight: QTensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """Float activations, quantized row by row on the fly, × integer weights.
 
     Each row gets its own scale and zero point (:func:`zeropoint.reference.quantize_rows`), so that
@@ -149,6 +212,7 @@ def linear_dynamic(input: Tensor, weight: QTensor, bias: Tensor | None = None) -
         input: ``(*, in_features)`` floating point.
         weight: ``(out_features, in_features)``, per tensor or per channel along axis 0.
         bias: ``(out_features,)`` floating point, or ``None``.
+        activation, residual: as :func:`linear`.
 
     Returns:
         ``(*, out_features)`` of ``input``'s dtype.
@@ -156,33 +220,52 @@ def linear_dynamic(input: Tensor, weight: QTensor, bias: Tensor | None = None) -
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
-    y = kernels.quick("linear_dynamic", input, weight, bias)
-    if y is not None:
-        return y
-    if _needs_gradient(input, bias):
-        return _StraightThrough.apply(input, weight, linear_dynamic, bias)
-    weight = _own(weight)
+    if activation is residual:  # both None
+        y = kernels.quick("linear_dynamic", input, weight, bias)
+        if y is not None:
+            return y
+    weight, bias = _operands(weight, bias)
     _check(input, weight, bias, quantized_input=False)
-    if kernels.usable(input, weight):
-        return kernels.linear_float("linear_dynamic", input, weight, bias)
-    return _rows(input, reference.linear_dynamic, weight, bias, input.dtype)
+    _check_post(input, weight, activation, residual)
+    arguments = (input, weight, bias, activation, residual)
+    return _linear_float("linear_dynamic", reference.linear_dynamic, (), arguments)
 
 
-def linear_weight_only(input: Tensor, weight: QTensor, bias: Tensor | None = None) -> Tensor:
+def linear_weight_only(
+    input: Tensor,
+    weight: QTensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """Float activations × dequantized weights: nothing but the weights loses precision.
 
     Args, returns and raises as :func:`linear_dynamic`.
     """
-    y = kernels.quick("linear_weight_only", input, weight, bias)
-    if y is not None:
-        return y
-    if _needs_gradient(input, bias):
-        return _StraightThrough.apply(input, weight, linear_weight_only, bias)
-    weight = _own(weight)
+    if activation is residual:  # both None
+        y = kernels.quick("linear_weight_only", input, weight, bias)
+        if y is not None:
+            return y
+    weight, bias = _operands(weight, bias)
     _check(input, weight, bias, quantized_input=False)
+    _check_post(input, weight, activation, residual)
+    arguments = (input, weight, bias, activation, residual)
+    return _linear_float("linear_weight_only", reference.linear_weight_only, (), arguments)
+
+
+def _linear_float(kind: str, definition: Any, more: tuple[Any, ...], arguments: Any) -> Tensor:
+    """Float in, float out: by the kernel or by its definition, with gradients where asked for."""
+    input, weight, bias, activation, residual = arguments
+    if _needs_gradient(input, bias):
+        y = _StraightThrough.apply(input, weight, bias, (kind, definition, more))
+        y = _TORCHS_ACTIVATIONS[activation](y)
+        return y if residual is None else y + residual
     if kernels.usable(input, weight):
-        return kernels.linear_float("linear_weight_only", input, weight, bias)
-    return _rows(input, reference.linear_weight_only, weight, bias, input.dtype)
+        return kernels.linear_float(
+            kind, input, weight, bias, *more, activation=activation, residual=residual
+        )
+    return _rows(input, definition, weight, bias, activation, residual, input.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -191,21 +274,21 @@ class _StraightThrough(torch.autograd.Function):
     dequantize(A)``, and ``grad_b`` is the sum of ``grad_y`` over the rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: QTensor, function: Any, bias: Tensor | None, *rest: Any
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: QTensor, bias: Tensor | None, how: Any) -> Tensor:
         ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
-        return function(x.detach(), weight, None if bias is None else bias.detach(), *rest)
+        kind, definition, more = how
+        plain = (x.detach(), weight, None if bias is None else bias.detach(), None, None)
+        return _linear_float(kind, definition, more, plain)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_x = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ _own(ctx.weight).dequantize().to(grad.dtype)
-        if ctx.needs_input_grad[3]:
+            grad_x = grad @ ctx.weight.dequantize().to(grad.dtype)
+        if ctx.needs_input_grad[2]:
             grad_b = grad.reshape(grad.shape[:-1].numel(), grad.shape[-1]).sum(0)
             grad_b = grad_b.to(ctx.bias_dtype)
-        return grad_x, None, None, grad_b, *[None] * (len(ctx.needs_input_grad) - 4)
+        return grad_x, None, grad_b, None
 
 
 def _needs_gradient(x: Any, bias: Any) -> bool:
@@ -221,6 +304,15 @@ def _own(x: Any) -> Any:
     if isinstance(x, Tensor) and x.is_quantized:
         return QTensor.from_torch(x)
     return x
+
+
+def _operands(weight: Any, bias: Any) -> tuple[Any, Any]:
+    """Weight and bias as they compute: packed ones taken apart, torch's converted."""
+    if isinstance(weight, PackedWeight):
+        if bias is not None:
+            raise TypeError("bias must be None: the packed weight has its own")
+        return weight.operand(), weight.bias
+    return _own(weight), bias
 
 
 def _name(x: object) -> str:
@@ -248,6 +340,10 @@ def _check(input: Any, weight: Any, bias: Any, quantized_input: bool = True) -> 
         )
     if isinstance(input, QTensor) and input.axis is not None:
         raise ValueError(f"input must be quantized per tensor, got per channel, axis {input.axis}")
+    _check_shapes(input, weight, bias)
+
+
+def _check_shapes(input: Any, weight: Any, bias: Any) -> None:
     if input.ndim == 0 or input.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"input must have shape (*, {weight.shape[1]}) for a weight of shape "
@@ -262,6 +358,31 @@ def _check(input: Any, weight: Any, bias: Any, quantized_input: bool = True) -> 
         raise ValueError(
             f"bias must be a floating-point tensor of shape ({weight.shape[0]},), got {got}"
         )
+
+
+_TORCHS_ACTIVATIONS: dict[str | None, Any] = {
+    None: lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+def _activation(activation: str | None) -> str | None:
+    if activation not in _TORCHS_ACTIVATIONS:
+        raise ValueError(f"activation must be 'relu', 'gelu', 'silu' or None, got {activation!r}")
+    return activation
+
+
+def _check_post(input: Any, weight: Any, activation: Any, residual: Any) -> None:
+    _activation(activation)
+    if residual is None:
+        return
+    shape = (*input.shape[:-1], weight.shape[0])
+    if not isinstance(residual, Tensor) or not residual.is_floating_point():
+        raise TypeError(f"residual must be a floating-point tensor, got {_name(residual)}")
+    if tuple(residual.shape) != shape:
+        raise ValueError(f"residual must have shape {shape}, got {tuple(residual.shape)}")
 
 
 def _check_static(scale: float, zero_point: int) -> None:
@@ -281,16 +402,17 @@ def _reference_integer(input: QTensor) -> Any:
 def _rows(
     x: Tensor,
     function: Any,
-    weight: QTensor,
+    weight: Any,
     bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Apply a reference function, which knows rows only, to an input of any leading shape."""
-    y = function(
-        x.detach().reshape(-1, x.shape[-1])
-        if x.numel()
-        else x.new_zeros(x.shape[:-1].numel(), x.shape[-1]),
-        weight,
-        bias,
-    )
-    return y.reshape(*x.shape[:-1], weight.shape[0]).to(dtype)
+    rows = x.detach().reshape(x.shape[:-1].numel(), x.shape[-1])
+    y = reference.activate(function(rows, weight, bias), activation)
+    y = y.reshape(*x.shape[:-1], weight.shape[0])
+    if residual is not None:
+        # To the result's dtype first: that is the type the kernels read.
+        y = y + residual.to(dtype).to(torch.float32)
+    return y.to(dtype)

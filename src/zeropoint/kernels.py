@@ -104,6 +104,11 @@ def usable(x: Tensor, weight: QTensor) -> bool:
     return _enabled and x.is_cpu and weight._int_repr.is_cpu
 
 
+def packed_usable(x: Tensor, weight: PackedWeight) -> bool:
+    """The same for a :class:`PackedWeight`."""
+    return _enabled and x.is_cpu and weight._packed is not None
+
+
 class _Packed:
     """A weight in the layout of the hardware, with what tells whether it is still current."""
 
@@ -112,6 +117,7 @@ class _Packed:
         "core",
         "in_features",
         "linear_dynamic",
+        "linear_float",
         "linear_static",
         "linear_weight_only",
         "out_features",
@@ -119,12 +125,23 @@ class _Packed:
         "versions",
     )
 
-    def __init__(self, weight: QTensor) -> None:
+    sources: tuple[Tensor, ...]
+    versions: tuple[int, ...] | None
+
+    def __init__(self, weight: QTensor | Tensor) -> None:
         assert _core is not None
+        self.out_features, self.in_features = weight.shape
+        self.bias_shape = (self.out_features,)
+        if isinstance(weight, Tensor):
+            self.sources, self.versions = (), None
+            plain = weight.detach().contiguous()
+            self.core = _core.PackedFloat(
+                plain.data_ptr(), _TYPES[plain.dtype], self.out_features, self.in_features
+            )
+            self.linear_float = self.core.linear_float
+            return
         integers = weight._int_repr.contiguous()
         scale, zero_point = weight._scale.contiguous(), weight._zero_point.contiguous()
-        self.out_features, self.in_features = integers.shape
-        self.bias_shape = (self.out_features,)
         self.sources = (weight._int_repr, weight._scale, weight._zero_point)
         # Inference tensors have no version counter: what was packed from them stays.
         watched = not any(t.is_inference() for t in self.sources)
@@ -162,6 +179,108 @@ def packed(weight: QTensor) -> Any:
     return p
 
 
+class PackedWeight:
+    """A weight and its bias in the layout of the hardware, and in no other.
+
+    Made by :func:`prepack`; taken by the functions of :mod:`zeropoint.functional` in the weight's
+    place. Where the core is missing it holds the weight as it came.
+    """
+
+    __slots__ = ("_bias", "_packed", "_plain", "dtype", "shape")
+
+    def __init__(self, weight: QTensor | Tensor, bias: Tensor | None = None) -> None:
+        self.shape, self.dtype = weight.shape, weight.dtype
+        self._bias = bias
+        self._packed: Any = None
+        # A quantized weight's scales and zero points are small; of its integers only the shape is
+        # kept, as one element that is repeated.
+        self._plain: QTensor | Tensor = weight
+        device = weight._int_repr.device if isinstance(weight, QTensor) else weight.device
+        if _core is None or device.type != "cpu":
+            return
+        if isinstance(weight, QTensor):
+            self._packed = _Packed(weight)
+            self._packed.sources, self._packed.versions = (), None
+            shape_only = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+            scale, zero_point = weight._scale.clone(), weight._zero_point.clone()
+            self._plain = QTensor._of(shape_only, scale, zero_point, weight._axis)
+            self._plain._packed = self._packed
+        elif weight.dtype in (torch.float32, torch.bfloat16):
+            self._packed = _Packed(weight)
+            self._plain = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``(out_features,)`` or ``None``."""
+        return self._bias
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight, scales and padding included; 0 where nothing is packed."""
+        return 0 if self._packed is None else self._packed.core.nbytes
+
+    def operand(self) -> QTensor | Tensor:
+        """What computes: the packed form where the core is active, else the weight itself."""
+        return self._plain if self._packed is not None and _enabled else self.unpack()[0]
+
+    def unpack(self) -> tuple[QTensor | Tensor, Tensor | None]:
+        """The weight and the bias that were packed: the same bits, in new memory."""
+        plain = self._plain
+        if self._packed is None:
+            return plain, self._bias
+        values = torch.empty(self.shape, dtype=self.dtype)
+        self._packed.core.unpack(values.data_ptr())
+        if isinstance(plain, QTensor):
+            return QTensor._of(values, plain._scale, plain._zero_point, plain._axis), self._bias
+        return values, self._bias
+
+    def __repr__(self) -> str:
+        return (
+            f"PackedWeight(shape={tuple(self.shape)}, dtype={self.dtype}, "
+            f"bias={self._bias is not None}, nbytes={self.nbytes})"
+        )
+
+
+def prepack(weight: QTensor | Tensor, bias: Tensor | None = None) -> PackedWeight:
+    """Lay a weight out for the hardware, once.
+
+    Args:
+        weight: ``(out_features, in_features)``: a :class:`QTensor` per tensor or per channel along
+            axis 0, or float32 or bfloat16.
+        bias: ``(out_features,)`` floating point, or ``None``; kept beside it.
+
+    Returns:
+        A :class:`PackedWeight`; :func:`unpack` is the exact inverse.
+
+    Raises:
+        TypeError: a weight of another type.
+        ValueError: a shape or an axis that does not fit.
+
+    >>> packed = prepack(torch.ones(2, 3), torch.zeros(2))
+    >>> unpack(packed)[0].equal(torch.ones(2, 3))
+    True
+    """
+    if not isinstance(weight, QTensor) and not (
+        isinstance(weight, Tensor) and weight.dtype in (torch.float32, torch.bfloat16)
+    ):
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a QTensor, torch.float32 or torch.bfloat16, got {got}")
+    axis = weight.axis if isinstance(weight, QTensor) else None
+    if weight.ndim != 2 or axis not in (None, 0):
+        raise ValueError(
+            "weight must have shape (out_features, in_features), per tensor or per channel along "
+            f"axis 0; got shape {tuple(weight.shape)}, axis {axis}"
+        )
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    return PackedWeight(weight, bias)
+
+
+def unpack(packed: PackedWeight) -> tuple[QTensor | Tensor, Tensor | None]:
+    """The weight and the bias that :func:`prepack` took: the same bits, in new memory."""
+    return packed.unpack()
+
+
 def _input(x: Tensor) -> tuple[Tensor, int, int]:
     """``(x, rows, stride)`` with unit stride along the last dimension, copied only if needed."""
     shape = x.shape
@@ -186,7 +305,7 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
     Ordinary are a contiguous plain tensor of a type the core knows on the CPU, no gradient, a
     weight that is packed and current, a float32 bias, and shapes that fit.
     """
-    if type(x) is not Tensor or type(weight) is not QTensor or x.requires_grad or not _enabled:
+    if type(x) is not Tensor or type(weight) not in _WEIGHTS or x.requires_grad or not _enabled:
         return None
     p, code, shape = weight._packed, _TYPES.get(x.dtype), x.shape
     if p is None or code is None or not shape or not x.is_cpu or not x.is_contiguous():
@@ -214,78 +333,113 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
     return y
 
 
+_WEIGHTS = frozenset((QTensor, PackedWeight))
+_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
+
+
+class _Call:
+    """The arguments that every call has, with the tensors behind the addresses kept alive."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        p: Any,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        activation: str | None,
+        residual: Tensor | None,
+    ) -> None:
+        self.x, self.rows, self.stride = _input(x)
+        self.y = self.x.new_empty((*self.x.shape[:-1], p.out_features), dtype=dtype)
+        self.bias = None if bias is None else _bias(bias)
+        self.bias_address = 0 if self.bias is None else self.bias.data_ptr()
+        self.residual = None if residual is None else residual.to(dtype).contiguous()
+        self.post = (
+            _ACTIVATIONS[activation],
+            0 if self.residual is None else self.residual.data_ptr(),
+            p.out_features,
+        )
+
+
 def linear_float(
-    kind: str, input: Tensor, weight: QTensor, bias: Tensor | None, *more: Any
+    kind: str,
+    input: Tensor,
+    weight: QTensor | PackedWeight,
+    bias: Tensor | None,
+    *more: Any,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Any of the float functions of :mod:`zeropoint.functional`, which has checked all arguments.
 
-    ``kind`` is ``"linear_dynamic"``, ``"linear_weight_only"``, or ``"linear_static"`` with ``more``
-    its scale and zero point.
+    ``kind`` is ``"linear_dynamic"``, ``"linear_weight_only"``, ``"linear_float"``, or
+    ``"linear_static"`` with ``more`` its scale and zero point.
     """
-    p = packed(weight)
-    x, rows, stride = _input(input if input.dtype in _TYPES else input.to(torch.float32))
-    b = None if bias is None else _bias(bias)
-    y = x.new_empty((*x.shape[:-1], p.out_features))
-    address = 0 if b is None else b.data_ptr()
+    p = packed(weight) if isinstance(weight, QTensor) else weight._packed
+    x = input if input.dtype in _TYPES else input.to(torch.float32)
+    c = _Call(x, p, bias, x.dtype, activation, residual)
     getattr(p, kind)(
-        x.data_ptr(),
+        c.x.data_ptr(),
         _TYPES[x.dtype],
-        rows,
-        stride,
-        address,
-        y.data_ptr(),
+        c.rows,
+        c.stride,
+        c.bias_address,
+        c.y.data_ptr(),
         torch.get_num_threads(),
         *more,
+        *c.post,
     )
-    return y.to(input.dtype)
+    return c.y.to(input.dtype)
 
 
-def linear_integer(input: QTensor, weight: QTensor, bias: Tensor | None) -> Tensor:
+def linear_integer(
+    input: QTensor,
+    weight: QTensor,
+    bias: Tensor | None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """See :func:`zeropoint.functional.linear_static`, ``QTensor`` input; float32 output."""
     p = packed(weight)
-    q, rows, stride = _input(input._int_repr)
-    b = None if bias is None else _bias(bias)
-    y = q.new_empty((*q.shape[:-1], p.out_features), dtype=torch.float32)
+    c = _Call(input._int_repr, p, bias, torch.float32, activation, residual)
     p.core.linear_integer(
-        q.data_ptr(),
-        q.dtype is torch.int8,
-        rows,
-        stride,
+        c.x.data_ptr(),
+        c.x.dtype is torch.int8,
+        c.rows,
+        c.stride,
         float(input._scale),
         int(input._zero_point),
-        0 if b is None else b.data_ptr(),
-        y.data_ptr(),
+        c.bias_address,
+        c.y.data_ptr(),
         torch.get_num_threads(),
-        0,
-        0,
-        0,
+        *c.post,
     )
-    return y
+    return c.y
 
 
-def linear_quantized(input: QTensor, weight: QTensor, bias: Tensor | None, output: QTensor) -> None:
-    """See :func:`zeropoint.functional.linear`, ``QTensor`` input; fills ``output``."""
+def linear_quantized(
+    input: QTensor,
+    weight: QTensor,
+    bias: Tensor | None,
+    scale: float,
+    zero_point: int,
+    activation: str | None = None,
+) -> Tensor:
+    """See :func:`zeropoint.functional.linear`, ``QTensor`` input; the integers of the output."""
     p = packed(weight)
-    q, rows, stride = _input(input._int_repr)
-    b = None if bias is None else _bias(bias)
+    c = _Call(input._int_repr, p, bias, input.dtype, activation, None)
     p.core.linear_quantized(
-        q.data_ptr(),
-        q.dtype is torch.int8,
-        rows,
-        stride,
+        c.x.data_ptr(),
+        c.x.dtype is torch.int8,
+        c.rows,
+        c.stride,
         float(input._scale),
         int(input._zero_point),
-        0 if b is None else b.data_ptr(),
-        output._int_repr.data_ptr(),
-        float(output._scale),
-        int(output._zero_point),
+        c.bias_address,
+        c.y.data_ptr(),
+        scale,
+        zero_point,
         torch.get_num_threads(),
-        0,
+        c.post[0],
     )
-
-
-def unpack(weight: QTensor) -> Tensor:
-    """The integers back from the packed form: ``torch.int8`` or ``torch.uint8``, a new tensor."""
-    integers = torch.empty(weight.shape, dtype=weight.dtype)
-    packed(weight).core.unpack(integers.data_ptr())
-    return integers
+    return c.y
