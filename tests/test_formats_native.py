@@ -20,7 +20,7 @@ import zeropoint
 from bits import assert_same_bits
 from checkpoints import IDS, QUANTIZED, digest_of, fingerprint, float_zoo, quantized_zoo, untied
 from zeropoint import CheckpointError, QuantizedLinear, QuantSpec
-from zeropoint.formats import native
+from zeropoint.formats import container, native, writer
 
 HERE = Path(__file__).parent
 
@@ -264,7 +264,10 @@ def test_overlapping_views_are_saved_each(path: Path) -> None:
     whole = torch.arange(6.0)
     model.register_buffer("whole", whole)
     model.register_buffer("part", whole[2:])
-    model.register_buffer("turned", whole.view(2, 3).t())
+    model.register_buffer("first_half", whole[:3])
+    model.register_buffer("other_half", whole[3:])
+    model.register_buffer("square", whole[:4].view(2, 2))
+    model.register_buffer("turned", whole[:4].view(2, 2).t())
     zeropoint.save(model, path)
     assert zeropoint.inspect_checkpoint(path).aliases == {}
     loaded: Any = copy.deepcopy(model)
@@ -287,6 +290,27 @@ def test_file_without_ties_into_a_model_with_them(path: Path) -> None:
     zeropoint.save(separate, path)
     zeropoint.load(path, model)
     assert_same_state(model, separate)
+
+
+def test_double_of_a_tied_tensor_is_verified_as_well(path: Path) -> None:
+    separate: Any = untied(float_zoo())
+    with torch.no_grad():
+        separate.head.weight.copy_(separate.embed.weight)
+    zeropoint.save(separate, path)
+    data = bytearray(path.read_bytes())
+    info = zeropoint.inspect_checkpoint(path).tensors["head.weight"]
+    data[8 + int.from_bytes(data[:8], "little") + info.begin] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"'head.weight'.*altered"):
+        zeropoint.load(path, float_zoo())
+
+
+def test_tensors_longer_than_a_chunk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (container, writer):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 7)
+    zeropoint.save(quantized_zoo(), path)
+    zeropoint.inspect_checkpoint(path)
+    assert_same_state(zeropoint.load(path, float_zoo(1)), quantized_zoo())
 
 
 def test_any_safetensors_reader_reads_it(zoo: Path) -> None:
