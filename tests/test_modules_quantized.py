@@ -174,7 +174,7 @@ def test_loaded_state_replaces_what_was_packed(mode: str, assign: bool, inferenc
             source.input_zero_point.sub_(5)
         layer = quantized_layer(mode)
         tied = nn.ModuleList([layer, copy.copy(layer)])  # two layers that share their buffers
-        before = layer(x).clone()
+        before, held = layer(x).clone(), layer.weight_qtensor()  # someone else holds the packing
         assert_same_bits(tied[1](x), before)
         expected = source(x)
         assert not torch.equal(before, expected)
@@ -182,6 +182,7 @@ def test_loaded_state_replaces_what_was_packed(mode: str, assign: bool, inferenc
         tied.load_state_dict(state, assign=assign)
         for one in tied:
             assert_same_bits(one(x), expected)
+        assert held.shape == (5, 12)
 
 
 def test_a_fresh_layer_takes_a_saved_state() -> None:
