@@ -232,7 +232,7 @@ def fidelity(reference: Tensor, candidate: Tensor) -> Fidelity:
 
 
 def bfloat16(model: nn.Module) -> nn.Module:
-    """A copy of the model in bfloat16, weights and activations."""
+    """A copy of the model in bfloat16: floating-point weights and activations."""
     return copy.deepcopy(model).to(torch.bfloat16)
 
 
@@ -243,10 +243,8 @@ def torch_quantize_dynamic(model: nn.Module) -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
-def torch_checkpoint_bytes(model: nn.Module) -> int:
-    """Size of what ``torch.save`` writes of a model's state."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+def save_torch(model: nn.Module, path: Path) -> None:
+    """Write a model's state by ``torch.save``."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's quantized tensors are deprecated too
-        path = Path(folder) / "model.pt"
         torch.save(model.state_dict(), path)
-        return path.stat().st_size

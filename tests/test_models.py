@@ -102,6 +102,7 @@ def test_demo_runs_and_a_new_process_finds_the_same_bits(tmp_path: Path) -> None
         "minilm.json",
     ]
     assert (tmp_path / "minilm-int8.safetensors").stat().st_size < 60e6
+    assert "zeropoint int8 + bfloat16" in done.stdout
 
 
 @pytest.mark.model
