@@ -45,6 +45,9 @@ struct Avx512 {
   static ZP_INLINE void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
   }
+  static ZP_INLINE void prefetch_far(const void* p) {  // to the second level of cache
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
 
   template <Type T>
   static ZP_INLINE f32 load(const void* x, int64_t i) {

@@ -75,6 +75,10 @@ bool cpu_has_amx() {
          tiles_permitted();
 }
 
+bool cpu_has_avx512bf16() { return cpu_has_avx512vnni() && bit(cpuid(7, 1).a, 5); }
+
+bool cpu_has_amx_bf16() { return cpu_has_amx() && bit(cpuid(7).d, 22); }
+
 extern const Isa isa_avx2, isa_avxvnni, isa_avx512vnni, isa_amx;
 #endif
 

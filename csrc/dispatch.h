@@ -9,4 +9,7 @@ bool cpu_has_avx2();
 bool cpu_has_avxvnni();
 bool cpu_has_avx512vnni();
 bool cpu_has_amx();
+// For limits only: no kernel uses them.
+bool cpu_has_avx512bf16();
+bool cpu_has_amx_bf16();
 }  // namespace zp

@@ -1,17 +1,20 @@
 // The table entry of an instruction set, made of the kernels instantiated over its trait. Included
 // by each linear_<isa>.cpp after the kernels, inside its anonymous namespace.
+#include "kernel_limits.h"
 
 template <class V>
 constexpr Isa make_isa(const char* name, bool (*supported)(), float gmacs, float float_gmacs) {
-  return Isa{name,
-             supported,
-             4,
-             1,
-             gmacs,
-             float_gmacs,
-             {quantize_dynamic<V, F32>, quantize_dynamic<V, BF16>, quantize_dynamic<V, F16>},
-             {quantize_static<V, F32>, quantize_static<V, BF16>, quantize_static<V, F16>},
-             int8_block<V>,
-             float_block<V>,
-             V::widen};
+  return Isa{
+      name,
+      supported,
+      4,
+      1,
+      gmacs,
+      float_gmacs,
+      {quantize_dynamic<V, F32>, quantize_dynamic<V, BF16>, quantize_dynamic<V, F16>},
+      {quantize_static<V, F32>, quantize_static<V, BF16>, quantize_static<V, F16>},
+      int8_block<V>,
+      float_block<V>,
+      V::widen,
+      {peak_int8<V>, peak_float32<V>, nullptr, {read_memory<V, false>, read_memory<V, true>}}};
 }

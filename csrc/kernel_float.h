@@ -33,8 +33,6 @@ void float_tile(const float* x, int64_t stride, const void* w, int lane, int64_t
   ZP_EACH(r, R)
     ZP_EACH(v, N) sum[r][v] = V::template load<F32>(acc, r * acc_stride + v * V::lanes);
   for (int64_t i = 0; i < k; i++) {
-    if (W != S8)
-      V::prefetch(static_cast<const char*>(w) + ((i + 12) * kPanel + lane) * (W == F32 ? 4 : 2));
     typename V::f32 wv[N];
     ZP_EACH(v, N) wv[v] = load_weights<V, W>(w, i, lane + v * V::lanes);
     ZP_EACH(r, R) {
@@ -161,12 +159,20 @@ void many_rows(const FloatBlock& b, int64_t p) {
     V::template store<F32>(acc, i, V::zero_f32());
   const int64_t blocks = ceil_div(b.rows, V::float_rows), base = b.rows / blocks,
                 longer = b.rows % blocks;
-  for (int64_t k0 = 0; k0 < b.k; k0 += kFloatPart) {
+  constexpr int64_t row_bytes = kPanel * (W == F32 ? 4 : W == S8 ? 1 : 2);
+  // The part that comes next, which lies behind this one, is fetched while this one multiplies;
+  // with few rows the hardware's own prefetching does better.
+  const char* next = static_cast<const char*>(b.w) + (p * b.k_padded + kFloatPart) * row_bytes;
+  const int64_t slice = round_up(ceil_div(kFloatPart * row_bytes, blocks * (kPanel / width)), 64);
+  for (int64_t k0 = 0; k0 < b.k; k0 += kFloatPart, next += kFloatPart * row_bytes) {
     const int64_t k = b.k - k0 < kFloatPart ? b.k - k0 : kFloatPart;
     const float* w = panel_part<V, W>(b, p, k0, k);
+    const char* ahead = blocks < 8 ? nullptr : next;
     for (int s = 0; s < kPanel && p * kPanel + s < b.n; s += width)
       for (int64_t i = 0, m = 0; i < blocks; i++) {
         const int rows = int(base + (i < longer));
+        if (ahead)
+          for (const char* end = ahead + slice; ahead < end; ahead += 64) V::prefetch_far(ahead);
         float_rows<V, F32>(rows, b.x + m * b.x_stride + k0, b.x_stride, w, s, k,
                            acc + m * kPanel + s, kPanel);
         m += rows;

@@ -442,8 +442,9 @@ void run_floats(FloatBlock b, int64_t panels, const Input& x, const float* bias,
     const Range rows = part(x.rows, grid.rows, row_part);
     const Range columns = part(panels, grid.panels, panel_part);
     if (rows.begin == rows.end || columns.begin == columns.end) return;
-    constexpr int64_t step = 96;
-    const int64_t most = std::min(step, rows.end - rows.begin);
+    // Each block of rows reads all weights, so blocks are large and of one size.
+    const int64_t blocks = ceil_div(rows.end - rows.begin, 192);
+    const int64_t most = ceil_div(rows.end - rows.begin, blocks);
     float* floats = x.type == F32 ? nullptr : rooms.floats.get(most * b.k);
     FloatBlock block = b;
     block.scratch = rooms.parts.get(float_scratch(most));

@@ -200,11 +200,52 @@ void amx_block(const Int8Block& b) {
   }
 }
 
+// For limits. Four accumulating tiles hide the latency of the products.
+void all_tiles() {
+  const TileConfig config(16, 16);
+  _tile_loadconfig(&config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  alignas(64) uint8_t bytes[2048];
+  for (int i = 0; i < 2048; i++) bytes[i] = uint8_t(151 * i + 77) & 0xbf;  // as bfloat16: finite
+  _tile_loadd(4, bytes, 64);
+  _tile_loadd(6, bytes + 1024, 64);
+}
+
+int64_t peak_tiles(int64_t rounds) {
+  all_tiles();
+  for (int64_t r = 0; r < rounds; r++) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 6);
+    _tile_dpbusd(2, 4, 6);
+    _tile_dpbusd(3, 4, 6);
+  }
+  _tile_release();
+  return rounds * 4 * 16 * 16 * 64;
+}
+
+__attribute__((target("amx-bf16"))) int64_t peak_tiles_bf16(int64_t rounds) {
+  if (!cpu_has_amx_bf16()) return 0;
+  all_tiles();
+  for (int64_t r = 0; r < rounds; r++) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_dpbf16ps(3, 4, 6);
+  }
+  _tile_release();
+  return rounds * 4 * 16 * 16 * 32;
+}
+
 constexpr Isa make_amx() {
   Isa isa = make_isa<Avx512>("amx", cpu_has_amx, 1500.0f, 100.0f);
   isa.k_step = kStep;
   isa.row_step = 16;
   isa.int8_block = amx_block;
+  isa.limits.int8 = peak_tiles;
+  isa.limits.bfloat16 = peak_tiles_bf16;
   return isa;
 }
 }  // namespace

@@ -13,8 +13,29 @@ namespace {
 #include "kernel_float.h"
 #include "avx512.h"
 #include "isa_table.h"
+
+__attribute__((target("avx512bf16"))) int64_t peak_bfloat16(int64_t rounds) {
+  if (!cpu_has_avx512bf16()) return 0;
+  constexpr int count = 16;
+  __m512i one = _mm512_set1_epi16(0x3f80);
+  __m512 acc[count];
+  ZP_EACH(i, count) acc[i] = _mm512_setzero_ps();
+  for (int64_t r = 0; r < rounds; r++) {
+    __asm__ volatile("" : "+v"(one));
+    ZP_EACH(i, count) acc[i] = _mm512_dpbf16_ps(acc[i], (__m512bh)one, (__m512bh)one);
+  }
+  float lane[count][16];
+  ZP_EACH(i, count) _mm512_storeu_ps(lane[i], acc[i]);
+  __asm__ volatile("" : : "r"(lane) : "memory");
+  return rounds * count * 32;
+}
+
+constexpr Isa make_avx512vnni() {
+  Isa isa = make_isa<Avx512>("avx512vnni", cpu_has_avx512vnni, 200.0f, 100.0f);
+  isa.limits.bfloat16 = peak_bfloat16;
+  return isa;
+}
 }  // namespace
 
-extern const Isa isa_avx512vnni =
-    make_isa<Avx512>("avx512vnni", cpu_has_avx512vnni, 200.0f, 100.0f);
+extern const Isa isa_avx512vnni = make_avx512vnni();
 }  // namespace zp

@@ -101,6 +101,7 @@ struct Portable {
     for (int l = 0; l < lanes; l++) p[l] = uint8_t(a.v[l]);
   }
   static ZP_INLINE void prefetch(const void*) {}
+  static ZP_INLINE void prefetch_far(const void*) {}
 
   template <Type T>
   static ZP_INLINE f32 load(const void* x, int64_t i) {

@@ -43,6 +43,12 @@ zp::Post post_of(int activation, Address residual, int64_t stride) {
   return {zp::Activation(activation), at<const void>(residual), stride};
 }
 
+const zp::Isa& isa_named(const std::string& name) {
+  for (int i = 0; i < zp::count_isas(); i++)
+    if (name == zp::isa_at(i).name) return zp::isa_at(i);
+  throw nb::value_error("this machine cannot run that isa");
+}
+
 zp::Type integer_type(bool is_signed) { return is_signed ? zp::S8 : zp::U8; }
 
 }  // namespace
@@ -61,6 +67,23 @@ NB_MODULE(_core, m) {
   m.def("force_isa", [](const std::string& name) {
     if (!zp::force_isa(name.c_str())) throw nb::value_error("this machine cannot run that isa");
   });
+
+  // For zeropoint/limits.py. Returns the work done: multiply-adds, or bytes; 0 where this CPU has
+  // no such instruction.
+  m.def("limit_compute", [](const std::string& isa, int type, int64_t rounds) -> int64_t {
+    const zp::Limits& limits = isa_named(isa).limits;
+    const auto run = type == zp::U8    ? limits.int8
+                     : type == zp::F32 ? limits.float32
+                                       : limits.bfloat16;
+    const nb::gil_scoped_release release;
+    return run ? run(rounds) : 0;
+  });
+  m.def("limit_read",
+        [](const std::string& isa, Address data, int64_t bytes, int64_t rounds, bool prefetch) {
+          const zp::Limits& limits = isa_named(isa).limits;
+          const nb::gil_scoped_release release;
+          return limits.read[prefetch](at<const void>(data), bytes, rounds);
+        });
 
   nb::class_<zp::PackedInt8>(m, "PackedInt8")
       .def("__init__",

@@ -137,6 +137,15 @@ struct QuantizeRow {
   int32_t zero_point;  // likewise
 };
 
+// What the hardware could do at best (kernel_limits.h). Each runs `rounds` rounds and returns the work done:
+// multiply-adds, or bytes.
+struct Limits {
+  int64_t (*int8)(int64_t rounds);
+  int64_t (*float32)(int64_t rounds);
+  int64_t (*bfloat16)(int64_t rounds);  // null, or 0 where this CPU has no instruction for it
+  int64_t (*read[2])(const void* data, int64_t bytes, int64_t rounds);  // without, with prefetch
+};
+
 // What an instruction set provides. One object of this type in each linear_<isa>.cpp.
 struct Isa {
   const char* name;
@@ -151,9 +160,10 @@ struct Isa {
   void (*float_block)(const FloatBlock&);
   // Null, or: a row of quantized activations to the form the kernel reads, of 2 bytes each.
   void (*widen)(const uint8_t* q, int64_t k_padded, uint8_t* to);
+  Limits limits;
 };
 
-constexpr int64_t kFloatPart = 256;  // k of a panel that is made floats at a time
+constexpr int64_t kFloatPart = 128;  // k of a panel that is made floats at a time
 inline int64_t float_scratch(int64_t rows) { return (kFloatPart + rows) * kPanel; }
 
 // dispatch.cpp
