@@ -137,8 +137,8 @@ struct QuantizeRow {
   int32_t zero_point;  // likewise
 };
 
-// What the hardware could do at best (kernel_limits.h). Each runs `rounds` rounds and returns the work done:
-// multiply-adds, or bytes.
+// What the hardware could do at best (kernel_limits.h). Each runs `rounds` rounds and returns the
+// work done: multiply-adds, or bytes.
 struct Limits {
   int64_t (*int8)(int64_t rounds);
   int64_t (*float32)(int64_t rounds);
