@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 
+#include <dirent.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -83,15 +84,28 @@ thread_local struct {
   Room<int64_t> totals, sums;  // likewise
 } rooms;
 
-// GNU OpenMP's workers do not survive fork(): a child whose parent had used them would wait for
-// them forever. It computes on its own thread instead.
-std::atomic<bool> pool_used{false}, pool_lost{false};
+// GNU OpenMP's workers do not survive fork(): a child whose parent had any, ours or those of
+// another library, would wait for them forever. It computes on its own thread instead. A parent
+// that had no thread but its own had no workers.
+bool had_workers = true;
+std::atomic<bool> pool_lost{false};
 
-void after_fork_in_child() {
-  if (pool_used.load()) pool_lost.store(true);
+void before_fork() {
+#if defined(__linux__)
+  if (DIR* tasks = opendir("/proc/self/task")) {
+    int threads = 0;
+    while (const dirent* entry = readdir(tasks)) threads += entry->d_name[0] != '.';
+    closedir(tasks);
+    had_workers = threads > 1;
+  }
+#endif
 }
 
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+void after_fork_in_child() {
+  if (had_workers) pool_lost.store(true);
+}
+
+[[maybe_unused]] const int fork_handler = pthread_atfork(before_fork, nullptr, after_fork_in_child);
 
 int64_t l2_bytes() {
   static const int64_t bytes = [] {
@@ -151,7 +165,6 @@ void parallel(const Grid& grid, const F& f) {
     for (int i = 0; i < cells; i++) f(i / grid.panels, i % grid.panels);
     return;
   }
-  pool_used.store(true, std::memory_order_relaxed);
   bool out_of_memory = false;
 #pragma omp parallel num_threads(cells)
   {
