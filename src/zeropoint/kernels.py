@@ -8,6 +8,7 @@ kernel at all. Every one of them returns the bits of :mod:`zeropoint.reference`.
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack as dispatch_modes
 
 from .tensor import QTensor
 
@@ -186,7 +188,7 @@ class PackedWeight:
     place. Where the core is missing it holds the weight as it came.
     """
 
-    __slots__ = ("_bias", "_packed", "_plain", "dtype", "shape")
+    __slots__ = ("__weakref__", "_bias", "_packed", "_plain", "dtype", "shape")
 
     def __init__(self, weight: QTensor | Tensor, bias: Tensor | None = None) -> None:
         self.shape, self.dtype = weight.shape, weight.dtype
@@ -233,6 +235,28 @@ class PackedWeight:
         if isinstance(plain, QTensor):
             return QTensor._of(values, plain._scale, plain._zero_point, plain._axis), self._bias
         return values, self._bias
+
+    def with_bias(self, bias: Tensor | None) -> PackedWeight:
+        """The same packed weight, not copied, beside another bias."""
+        new = copy.copy(self)
+        new._bias = bias
+        return new
+
+    def __copy__(self) -> PackedWeight:
+        new = object.__new__(PackedWeight)
+        new.shape, new.dtype, new._bias = self.shape, self.dtype, self._bias
+        new._packed, new._plain = self._packed, self._plain
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        # What is packed never changes, and so serves the copy too.
+        new = self.with_bias(copy.deepcopy(self._bias, memo))
+        if self._packed is None:
+            new._plain = copy.deepcopy(self._plain, memo)
+        return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedWeight, self.unpack()
 
     def __repr__(self) -> str:
         return (
@@ -302,16 +326,18 @@ def _bias(bias: Tensor) -> Tensor:
 def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | None:
     """The short way for what a model does all day; ``None`` where anything is out of the ordinary.
 
-    Ordinary are a contiguous plain tensor of a type the core knows on the CPU, no gradient, a
-    weight that is packed and current, a float32 bias, and shapes that fit.
+    Ordinary are a contiguous plain tensor of a type the core knows on the CPU, no gradient, nothing
+    that records what is computed, a weight that is packed and current, a float32 bias, and shapes
+    that fit.
     """
     if type(x) is not Tensor or type(weight) not in _WEIGHTS or x.requires_grad or not _enabled:
         return None
     p, code, shape = weight._packed, _TYPES.get(x.dtype), x.shape
     if p is None or code is None or not shape or not x.is_cpu or not x.is_contiguous():
         return None
-    k = p.in_features
-    if shape[-1] != k or not p.current():
+    k, got = p.in_features, shape[-1]
+    # Under torch.jit.trace sizes are tensors, not int.
+    if type(got) is not int or got != k or not p.current() or dispatch_modes():
         return None
     address = 0
     if bias is not None:
