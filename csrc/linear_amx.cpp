@@ -31,6 +31,12 @@ struct alignas(64) TileConfig {
       rows[t] = uint8_t(group[t]);
     }
   }
+  // GCC 12's intrinsic names only the first 8 bytes as read: without the barrier, the stores of the
+  // rest are dead to it.
+  ZP_INLINE void load() const {
+    keep(this);
+    _tile_loadconfig(this);
+  }
 };
 
 constexpr int64_t kQuadBytes = 4 * kPanel;               // of a panel, for four k
@@ -151,7 +157,7 @@ void amx_block_to(const Int8Block& b) {
   const int first = b.rows < 16 ? int(b.rows) : 16;
   const int second = b.rows <= 16 ? first : b.rows < 32 ? int(b.rows) - 16 : 16;
   const TileConfig config(first, second);
-  _tile_loadconfig(&config);
+  config.load();
   alignas(64) int32_t acc[kGroup / 32][32 * 32];
   const int64_t steps = ceil_div(b.k_end - b.k_begin, kStep);
   const Blocks blocks{ceil_div(b.rows, 32), b.rows};
@@ -203,13 +209,14 @@ void amx_block(const Int8Block& b) {
 // For limits. Four accumulating tiles hide the latency of the products.
 void all_tiles() {
   const TileConfig config(16, 16);
-  _tile_loadconfig(&config);
+  config.load();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   alignas(64) uint8_t bytes[2048];
   for (int i = 0; i < 2048; i++) bytes[i] = uint8_t(151 * i + 77) & 0xbf;  // as bfloat16: finite
+  keep(bytes);
   _tile_loadd(4, bytes, 64);
   _tile_loadd(6, bytes + 1024, 64);
 }
