@@ -13,8 +13,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 def pytest_configure(config: pytest.Config) -> None:
     # torch deprecates the quantized tensors that ours are compared with.
-    config.addinivalue_line("filterwarnings", "ignore:.*quant.*:UserWarning:torch")
-    config.addinivalue_line("filterwarnings", "ignore:.*quant.*:DeprecationWarning")
+    for what in ("torch.quantize_per_tensor", "torch.ao.quantization"):
+        config.addinivalue_line("filterwarnings", f"ignore:{what}")
 
 
 @pytest.fixture(autouse=True)
