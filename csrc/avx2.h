@@ -21,6 +21,19 @@ struct Avx2Base {
   static ZP_INLINE f32 or_nan(f32 a, f32 v) {
     return _mm256_or_ps(a, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   }
+  static ZP_INLINE float least(f32 v) {
+    __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)));
+  }
+  static ZP_INLINE float greatest(f32 v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+  }
+  static ZP_INLINE bool any_nan(f32 v) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
+  }
   static ZP_INLINE f32 select_negative(f32 x, f32 a, f32 b) {  // x < 0 ? a : b
     return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, zero_f32(), _CMP_LT_OQ));
   }
@@ -91,18 +104,22 @@ struct Avx2Base {
 
   static ZP_INLINE i32 shift_byte(i32 quad) { return _mm256_srli_epi32(quad, 8); }
 
-  template <Type T>
-  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
+  template <Type T, bool Bounded>
+  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float, float high,
                                  int32_t zero_point, uint8_t* q) {
     i32 v[4];
     for (int j = 0; j < 4; j++) {
-      const f32 scaled = mul(load<T>(x, i + 8 * j), set1(inverse));
-      v[j] = to_i32(min(max(scaled, set1(low)), set1(high)));
-      v[j] = add_i32(v[j], set1_i32(zero_point));
+      f32 scaled = mul(load<T>(x, i + 8 * j), set1(inverse));
+      // Conversion gives INT_MIN beyond the range of int32, which saturates rightly only below.
+      if constexpr (!Bounded) scaled = min(scaled, set1(high));
+      v[j] = to_i32(scaled);
     }
+    // Saturate to int16, add the zero point, saturate to uint8: the clamping to 0 and 255.
+    const i32 zero = _mm256_set1_epi16(int16_t(zero_point));
+    const i32 first = _mm256_add_epi16(_mm256_packs_epi32(v[0], v[1]), zero);
+    const i32 second = _mm256_add_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
     // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
-    const i32 words =
-        _mm256_packus_epi16(_mm256_packus_epi32(v[0], v[1]), _mm256_packus_epi32(v[2], v[3]));
+    const i32 words = _mm256_packus_epi16(first, second);
     const i32 order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     store_i32(reinterpret_cast<int32_t*>(q), _mm256_permutevar8x32_epi32(words, order));
   }

@@ -26,6 +26,9 @@ struct Avx512 {
   static ZP_INLINE f32 or_nan(f32 a, f32 v) {
     return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
   }
+  static ZP_INLINE float least(f32 v) { return _mm512_reduce_min_ps(v); }
+  static ZP_INLINE float greatest(f32 v) { return _mm512_reduce_max_ps(v); }
+  static ZP_INLINE bool any_nan(f32 v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
   static ZP_INLINE f32 select_negative(f32 x, f32 a, f32 b) {  // x < 0 ? a : b
     return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, zero_f32(), _CMP_LT_OQ), a);
   }
@@ -98,18 +101,22 @@ struct Avx512 {
 
   static ZP_INLINE i32 shift_byte(i32 quad) { return _mm512_srli_epi32(quad, 8); }
 
-  template <Type T>
-  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
+  template <Type T, bool Bounded>
+  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float, float high,
                                  int32_t zero_point, uint8_t* q) {
     i32 v[4];
     for (int j = 0; j < 4; j++) {
-      const f32 scaled = mul(load<T>(x, i + 16 * j), set1(inverse));
-      v[j] = to_i32(min(max(scaled, set1(low)), set1(high)));
-      v[j] = add_i32(v[j], set1_i32(zero_point));
+      f32 scaled = mul(load<T>(x, i + 16 * j), set1(inverse));
+      // Conversion gives INT_MIN beyond the range of int32, which saturates rightly only below.
+      if constexpr (!Bounded) scaled = min(scaled, set1(high));
+      v[j] = to_i32(scaled);
     }
+    // Saturate to int16, add the zero point, saturate to uint8: the clamping to 0 and 255.
+    const i32 zero = _mm512_set1_epi16(int16_t(zero_point));
+    const i32 first = _mm512_add_epi16(_mm512_packs_epi32(v[0], v[1]), zero);
+    const i32 second = _mm512_add_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
     // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
-    const i32 words =
-        _mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
+    const i32 words = _mm512_packus_epi16(first, second);
     const i32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, words));
   }

@@ -2,12 +2,13 @@
 
 // q = clamp(round(x * inverse), -zero, 255 - zero) + zero. Bounds come before the conversion to
 // int; rounding is monotonic, so that the order does not change the result.
-template <class V, Type T>
+// `Bounded`: x * inverse is known to be small, so that saturating instructions can do the clamping.
+template <class V, Type T, bool Bounded>
 ZP_INLINE void quantize_with(const QuantizeRow& r, float inverse, int32_t zero_point) {
   const float low = float(-zero_point), high = float(255 - zero_point);
   int64_t i = 0;
   for (; i + V::quantize_width <= r.k; i += V::quantize_width)
-    V::template quantize<T>(r.x, i, inverse, low, high, zero_point, r.q + i);
+    V::template quantize<T, Bounded>(r.x, i, inverse, low, high, zero_point, r.q + i);
   for (; i + V::lanes <= r.k; i += V::lanes) {
     auto v = V::mul(V::template load<T>(r.x, i), V::set1(inverse));
     v = V::min(V::max(v, V::set1(low)), V::set1(high));
@@ -42,15 +43,9 @@ void quantize_dynamic(const QuantizeRow& r, Row* row) {
         vhi[u] = V::max(vhi[u], v);
         vbad[u] = V::fma(v, V::zero_f32(), vbad[u]);
       }
-    float lane[3][V::lanes];
-    V::template store<F32>(lane[0], 0, V::min(vlo[0], vlo[1]));
-    V::template store<F32>(lane[1], 0, V::max(vhi[0], vhi[1]));
-    V::template store<F32>(lane[2], 0, V::add(vbad[0], vbad[1]));
-    for (int l = 0; l < V::lanes; l++) {
-      lo = lane[0][l] < lo ? lane[0][l] : lo;
-      hi = lane[1][l] > hi ? lane[1][l] : hi;
-      bad += lane[2][l];
-    }
+    lo = V::least(V::min(vlo[0], vlo[1]));
+    hi = V::greatest(V::max(vhi[0], vhi[1]));
+    if (V::any_nan(V::add(vbad[0], vbad[1]))) return void_row(r, row);
   }
   for (; i < r.k; i++) {
     float v = scalar_load<T>(r.x, i);
@@ -64,7 +59,7 @@ void quantize_dynamic(const QuantizeRow& r, Row* row) {
   const float inverse = 1.0f / scale;
   const int32_t zero = round_small(-lo * inverse);
   *row = {scale, zero < 255 ? zero : 255, 0};
-  quantize_with<V, T>(r, inverse, row->zero_point);
+  quantize_with<V, T, true>(r, inverse, row->zero_point);
 }
 
 template <class V, Type T>
@@ -73,15 +68,12 @@ void quantize_static(const QuantizeRow& r, Row* row) {
   f32 vbad = V::zero_f32();
   int64_t i = 0;
   for (; i + V::lanes <= r.k; i += V::lanes) vbad = V::or_nan(vbad, V::template load<T>(r.x, i));
-  float lane[V::lanes];
-  V::template store<F32>(lane, 0, vbad);
-  bool nan = false;
-  for (int l = 0; l < V::lanes; l++) nan |= lane[l] != lane[l];
+  bool nan = V::any_nan(vbad);
   for (; i < r.k; i++) {
     float v = scalar_load<T>(r.x, i);
     nan |= v != v;
   }
   if (nan) return void_row(r, row);
   *row = {r.scale, r.zero_point, 0};
-  quantize_with<V, T>(r, 1.0f / r.scale, r.zero_point);
+  quantize_with<V, T, false>(r, 1.0f / r.scale, r.zero_point);
 }

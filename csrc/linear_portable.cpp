@@ -52,6 +52,21 @@ struct Portable {
   static ZP_INLINE f32 div(f32 a, f32 b) {
     return each<f32>([&](int l) { return a.v[l] / b.v[l]; });
   }
+  static ZP_INLINE float least(f32 a) {
+    float out = a.v[0];
+    for (int l = 1; l < lanes; l++) out = a.v[l] < out ? a.v[l] : out;
+    return out;
+  }
+  static ZP_INLINE float greatest(f32 a) {
+    float out = a.v[0];
+    for (int l = 1; l < lanes; l++) out = a.v[l] > out ? a.v[l] : out;
+    return out;
+  }
+  static ZP_INLINE bool any_nan(f32 a) {
+    bool out = false;
+    for (int l = 0; l < lanes; l++) out |= a.v[l] != a.v[l];
+    return out;
+  }
   static ZP_INLINE f32 select_negative(f32 x, f32 a, f32 b) {
     return each<f32>([&](int l) { return x.v[l] < 0.0f ? a.v[l] : b.v[l]; });
   }
@@ -145,7 +160,7 @@ struct Portable {
   static ZP_INLINE i32 shift_byte(i32 quad) {
     return each<i32>([&](int l) { return int32_t(uint32_t(quad.v[l]) >> 8); });
   }
-  template <Type T>
+  template <Type T, bool Bounded>
   static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
                                  int32_t zero_point, uint8_t* q) {
     const f32 v = min(max(mul(load<T>(x, i), set1(inverse)), set1(low)), set1(high));
