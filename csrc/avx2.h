@@ -104,18 +104,18 @@ struct Avx2Base {
 
   static ZP_INLINE i32 shift_byte(i32 quad) { return _mm256_srli_epi32(quad, 8); }
 
-  template <Type T, bool Bounded>
-  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float, float high,
-                                 int32_t zero_point, uint8_t* q) {
+  template <Type T, bool Static>
+  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, int32_t zero_point,
+                                 uint8_t* q) {
     i32 v[4];
     for (int j = 0; j < 4; j++) {
-      f32 scaled = mul(load<T>(x, i + 8 * j), set1(inverse));
+      const f32 real = load<T>(x, i + 8 * j);
       // Conversion gives INT_MIN beyond the range of int32, which saturates rightly only below.
-      if constexpr (!Bounded) scaled = min(scaled, set1(high));
-      v[j] = to_i32(scaled);
+      v[j] = to_i32(Static ? min(fma(real, set1(inverse), set1(float(zero_point))), set1(255.0f))
+                           : mul(real, set1(inverse)));
     }
     // Saturate to int16, add the zero point, saturate to uint8: the clamping to 0 and 255.
-    const i32 zero = _mm256_set1_epi16(int16_t(zero_point));
+    const i32 zero = _mm256_set1_epi16(int16_t(Static ? 0 : zero_point));
     const i32 first = _mm256_add_epi16(_mm256_packs_epi32(v[0], v[1]), zero);
     const i32 second = _mm256_add_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
     // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.

@@ -23,8 +23,9 @@ ZP_INLINE void forget(T& value) {
   }
 }
 
-// Somebody may read what lies there, so that it has to be computed.
-ZP_INLINE void keep(const void* result) { __asm__ volatile("" : : "r"(result) : "memory"); }
+// Somebody may read what lies there, so that it has to be computed, or write there, so that nothing
+// is known of it.
+ZP_INLINE void keep(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
 // Each of the following returns the work it did: multiply-adds, or bytes.
 template <class V>
@@ -34,14 +35,16 @@ int64_t peak_int8(int64_t rounds) {
   for (unsigned i = 0; i < sizeof bytes; i++) bytes[i] = uint8_t(151 * i + 77);
   typename V::a_t a = V::load_a(bytes);
   const typename V::w_t w = V::load_w(reinterpret_cast<const int8_t*>(bytes));
+  // Of unknown values: equal accumulators would be computed once for all.
+  int32_t lane[count][V::lanes] = {};
+  keep(lane);
   typename V::i32 acc[count];
-  ZP_EACH(i, count) acc[i] = V::zero_i32();
+  ZP_EACH(i, count) acc[i] = V::load_i32(lane[i]);
   for (int64_t r = 0; r < rounds; r++)
     ZP_EACH(i, count) {
       forget(a);
       acc[i] = V::dot(acc[i], a, w);
     }
-  int32_t lane[count][V::lanes];
   ZP_EACH(i, count) V::store_i32(lane[i], acc[i]);
   keep(lane);
   return rounds * count * V::lanes * 4;
@@ -54,11 +57,12 @@ int64_t peak_float32(int64_t rounds) {
   forget(one);
   forget(small);
   const auto a = V::set1(one), w = V::set1(small);
+  float lane[count][V::lanes] = {};
+  keep(lane);
   typename V::f32 acc[count];
-  ZP_EACH(i, count) acc[i] = V::zero_f32();
+  ZP_EACH(i, count) acc[i] = V::template load<F32>(lane[i], 0);
   for (int64_t r = 0; r < rounds; r++)
     ZP_EACH(i, count) acc[i] = V::fma(a, w, acc[i]);
-  float lane[count][V::lanes];
   ZP_EACH(i, count) V::template store<F32>(lane[i], 0, acc[i]);
   keep(lane);
   return rounds * count * V::lanes;

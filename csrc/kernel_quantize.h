@@ -1,24 +1,29 @@
 // Floats of a row to unsigned 8-bit integers. Needs kernel_common.h.
 
-// q = clamp(round(x * inverse), -zero, 255 - zero) + zero. Bounds come before the conversion to
-// int; rounding is monotonic, so that the order does not change the result.
-// `Bounded`: x * inverse is known to be small, so that saturating instructions can do the clamping.
-template <class V, Type T, bool Bounded>
+// Static: q = clamp(round(fma(x, inverse, zero_point)), 0, 255), for any x that is not NaN.
+// Dynamic: q = clamp(round(x * inverse) + zero_point, 0, 255), where x * inverse is known to be
+// within [-256, 256], since the scale is that of the row.
+template <class V, Type T, bool Static>
 ZP_INLINE void quantize_with(const QuantizeRow& r, float inverse, int32_t zero_point) {
-  const float low = float(-zero_point), high = float(255 - zero_point);
+  const float zero = float(zero_point);
   int64_t i = 0;
   for (; i + V::quantize_width <= r.k; i += V::quantize_width)
-    V::template quantize<T, Bounded>(r.x, i, inverse, low, high, zero_point, r.q + i);
+    V::template quantize<T, Static>(r.x, i, inverse, zero_point, r.q + i);
   for (; i + V::lanes <= r.k; i += V::lanes) {
-    auto v = V::mul(V::template load<T>(r.x, i), V::set1(inverse));
-    v = V::min(V::max(v, V::set1(low)), V::set1(high));
-    V::store_bytes(r.q + i, V::add_i32(V::to_i32(v), V::set1_i32(zero_point)));
+    auto v = V::template load<T>(r.x, i);
+    v = Static ? V::fma(v, V::set1(inverse), V::set1(zero)) : V::mul(v, V::set1(inverse));
+    const auto low = V::set1(Static ? 0.0f : -zero),
+               high = V::set1(Static ? 255.0f : 255.0f - zero);
+    const auto q = V::to_i32(V::min(V::max(v, low), high));
+    V::store_bytes(r.q + i, Static ? q : V::add_i32(q, V::set1_i32(zero_point)));
   }
   for (; i < r.k; i++) {
-    float v = scalar_load<T>(r.x, i) * inverse;
+    float v = scalar_load<T>(r.x, i);
+    v = Static ? __builtin_fmaf(v, inverse, zero) : v * inverse;
+    const float low = Static ? 0.0f : -zero, high = Static ? 255.0f : 255.0f - zero;
     v = v > low ? v : low;
     v = v < high ? v : high;
-    r.q[i] = uint8_t(round_small(v) + zero_point);
+    r.q[i] = uint8_t(round_small(v) + (Static ? 0 : zero_point));
   }
   for (int64_t end = round_up(r.k, kStep); i < end; i++) r.q[i] = 0;
 }
@@ -59,7 +64,7 @@ void quantize_dynamic(const QuantizeRow& r, Row* row) {
   const float inverse = 1.0f / scale;
   const int32_t zero = round_small(-lo * inverse);
   *row = {scale, zero < 255 ? zero : 255, 0};
-  quantize_with<V, T, true>(r, inverse, row->zero_point);
+  quantize_with<V, T, false>(r, inverse, row->zero_point);
 }
 
 template <class V, Type T>
@@ -75,5 +80,5 @@ void quantize_static(const QuantizeRow& r, Row* row) {
   }
   if (nan) return void_row(r, row);
   *row = {r.scale, r.zero_point, 0};
-  quantize_with<V, T, false>(r, 1.0f / r.scale, r.zero_point);
+  quantize_with<V, T, true>(r, 1.0f / r.scale, r.zero_point);
 }

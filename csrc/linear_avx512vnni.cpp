@@ -18,15 +18,16 @@ __attribute__((target("avx512bf16"))) int64_t peak_bfloat16(int64_t rounds) {
   if (!cpu_has_avx512bf16()) return 0;
   constexpr int count = 16;
   __m512i one = _mm512_set1_epi16(0x3f80);
+  float lane[count][16] = {};
+  keep(lane);
   __m512 acc[count];
-  ZP_EACH(i, count) acc[i] = _mm512_setzero_ps();
+  ZP_EACH(i, count) acc[i] = _mm512_loadu_ps(lane[i]);
   for (int64_t r = 0; r < rounds; r++) {
-    __asm__ volatile("" : "+v"(one));
+    forget(one);
     ZP_EACH(i, count) acc[i] = _mm512_dpbf16_ps(acc[i], (__m512bh)one, (__m512bh)one);
   }
-  float lane[count][16];
   ZP_EACH(i, count) _mm512_storeu_ps(lane[i], acc[i]);
-  __asm__ volatile("" : : "r"(lane) : "memory");
+  keep(lane);
   return rounds * count * 32;
 }
 

@@ -160,11 +160,14 @@ struct Portable {
   static ZP_INLINE i32 shift_byte(i32 quad) {
     return each<i32>([&](int l) { return int32_t(uint32_t(quad.v[l]) >> 8); });
   }
-  template <Type T, bool Bounded>
-  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, float low, float high,
-                                 int32_t zero_point, uint8_t* q) {
-    const f32 v = min(max(mul(load<T>(x, i), set1(inverse)), set1(low)), set1(high));
-    store_bytes(q, add_i32(to_i32(v), set1_i32(zero_point)));
+  template <Type T, bool Static>
+  static ZP_INLINE void quantize(const void* x, int64_t i, float inverse, int32_t zero_point,
+                                 uint8_t* q) {
+    const f32 real = load<T>(x, i), zero = set1(float(zero_point));
+    const f32 v = Static ? fma(real, set1(inverse), zero) : mul(real, set1(inverse));
+    const f32 low = Static ? set1(0.0f) : sub(set1(0.0f), zero);
+    const f32 high = Static ? set1(255.0f) : sub(set1(255.0f), zero);
+    store_bytes(q, add_i32(to_i32(min(max(v, low), high)), set1_i32(Static ? 0 : zero_point)));
   }
 };
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tensor import SMALLEST_SCALE, QTensor, fma, quantize
+from .tensor import SMALLEST_SCALE, QTensor, fma, quantize, quantize_fused
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -75,12 +75,16 @@ def epilogue(acc: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | No
 def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize rows to unsigned 8 bits with a scale and zero point known beforehand.
 
+    The integers are those of :func:`zeropoint.quantize_per_tensor`, so that a layer gives the same
+    whether it is handed floats or their quantized tensor.
+
     Returns:
         ``(q, no_nan)``: int32 of ``x``'s shape, bool ``(rows,)``. ±Inf clamps to the ends of the
         range; a row that holds NaN has integers that mean nothing.
     """
     no_nan = ~x.isnan().any(1)
-    return quantize(torch.where(no_nan[:, None], x, 0.0), scale, zero_point, 0, 255), no_nan
+    x = torch.where(no_nan[:, None], x, 0.0)
+    return quantize_fused(x, scale, zero_point, 0, 255), no_nan
 
 
 def linear_integer(

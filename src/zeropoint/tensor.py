@@ -428,15 +428,24 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.where(inexact & even, odd, s).to(torch.float32)
 
 
+def quantize_fused(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """The integers of ``x`` as int32 by a scale and zero point known beforehand, per tensor.
+
+    ``clamp(round_half_even(fma(x, 1/scale, zero_point)), qmin, qmax)``: the rule of
+    ``torch.quantize_per_tensor`` on x86, and of static activations. NaN is for callers to refuse.
+    """
+    shifted = fma(x.to(torch.float32), 1.0 / scale, zero_point.to(torch.float32))
+    return torch.round(shifted).clamp(qmin, qmax).to(torch.int32)
+
+
 def _quantize_as_torch(x: Tensor, q: QTensor) -> Tensor:
     """The integers of ``x`` by ``q``'s scale and zero point, in torch's order; see the module."""
     x = x.detach().to(torch.float32)
-    if q.axis is None:
-        shifted = fma(x, 1.0 / q.scale, q.zero_point.to(torch.float32))
-    else:
-        scale, zero_point = (_broadcastable(t, q.axis, x.ndim) for t in (q.scale, q.zero_point))
-        shifted = x * (1.0 / scale) + zero_point.to(torch.float32)
     info = torch.iinfo(q.dtype)
+    if q.axis is None:
+        return quantize_fused(x, q.scale, q.zero_point, info.min, info.max).to(q.dtype)
+    scale, zero_point = (_broadcastable(t, q.axis, x.ndim) for t in (q.scale, q.zero_point))
+    shifted = x * (1.0 / scale) + zero_point.to(torch.float32)
     return torch.round(shifted).clamp(info.min, info.max).to(q.dtype)
 
 
