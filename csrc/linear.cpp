@@ -1,55 +1,20 @@
 // The calls: who computes which rows and panels, on how many threads, and in blocks of what size.
 // Activations are quantized by the thread that multiplies them, block by block, so that they are
 // still in its cache and no thread waits for another.
-#include <omp.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
-#include <dirent.h>
-#include <pthread.h>
 #include <unistd.h>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
+#include "threads.h"
 #include "zeropoint.h"
 
 namespace zp {
 namespace {
 #include "scalar.h"
 #include "kernel_common.h"
-
-// Round to nearest, keep denormals: whatever the caller set is put back at the end.
-class FloatEnvironment {
- public:
-#if defined(__x86_64__)
-  FloatEnvironment() : saved_(_mm_getcsr()) {
-    if ((saved_ & ~0x3fu) != 0x1f80u) _mm_setcsr(0x1f80u);
-  }
-  ~FloatEnvironment() {
-    if ((saved_ & ~0x3fu) != 0x1f80u) _mm_setcsr(saved_);
-  }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  FloatEnvironment() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    if (saved_) __asm__ volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
-  }
-  ~FloatEnvironment() {
-    if (saved_) __asm__ volatile("msr fpcr, %0" ::"r"(saved_));
-  }
-
- private:
-  uint64_t saved_;
-#endif
-};
 
 // Memory of one thread, kept from call to call. Growing forgets what was there.
 template <class T>
@@ -84,29 +49,6 @@ thread_local struct {
   Room<int64_t> totals, sums;  // likewise
 } rooms;
 
-// GNU OpenMP's workers do not survive fork(): a child whose parent had any, ours or those of
-// another library, would wait for them forever. It computes on its own thread instead. A parent
-// that had no thread but its own had no workers.
-bool had_workers = true;
-std::atomic<bool> pool_lost{false};
-
-void before_fork() {
-#if defined(__linux__)
-  if (DIR* tasks = opendir("/proc/self/task")) {
-    int threads = 0;
-    while (const dirent* entry = readdir(tasks)) threads += entry->d_name[0] != '.';
-    closedir(tasks);
-    had_workers = threads > 1;
-  }
-#endif
-}
-
-void after_fork_in_child() {
-  if (had_workers) pool_lost.store(true);
-}
-
-[[maybe_unused]] const int fork_handler = pthread_atfork(before_fork, nullptr, after_fork_in_child);
-
 int64_t l2_bytes() {
   static const int64_t bytes = [] {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -116,79 +58,6 @@ int64_t l2_bytes() {
     return int64_t(1) << 20;
   }();
   return bytes;
-}
-
-// How threads share rows and panels. Splitting rows has every thread read all weights; splitting
-// panels has every thread quantize all rows. The estimate of either, in nanoseconds, decides.
-struct Grid {
-  int rows = 1, panels = 1;
-};
-
-struct Work {
-  double mac_ns;     // one multiply-add
-  double input_ns;   // preparing one activation
-  double weight_ns;  // streaming one byte of weights
-  int64_t row_step;  // rows computed at a time
-};
-
-constexpr double kForkNs = 2000;
-
-Grid choose_grid(int64_t rows, int64_t panels, int64_t k, int threads, const Work& work) {
-  Grid best;
-  double best_ns = 0;
-  for (int by_rows = 1; by_rows <= threads; by_rows++) {
-    const int by_panels = threads / by_rows;
-    for (int panel_parts : {1, by_panels}) {
-      const double r = double(ceil_div(rows, by_rows)),
-                   lanes = double(ceil_div(panels, panel_parts)) * kPanel;
-      const double stepped = double(round_up(ceil_div(rows, by_rows), work.row_step));
-      const double ns =
-          r * double(k) * work.input_ns +
-          std::max(stepped * lanes * double(k) * work.mac_ns, lanes * double(k) * work.weight_ns) +
-          (by_rows * panel_parts > 1 ? kForkNs : 0.0);
-      if ((by_rows == 1 && panel_parts == 1) || ns < best_ns) {
-        best_ns = ns;
-        best.rows = by_rows;
-        best.panels = panel_parts;
-      }
-    }
-  }
-  return best;
-}
-
-// Call f(row part, panel part) for every cell of the grid, one thread each where they can be had.
-template <class F>
-void parallel(const Grid& grid, const F& f) {
-  const int cells = grid.rows * grid.panels;
-  if (cells == 1 || omp_in_parallel() || pool_lost.load(std::memory_order_relaxed)) {
-    const FloatEnvironment environment;
-    for (int i = 0; i < cells; i++) f(i / grid.panels, i % grid.panels);
-    return;
-  }
-  bool out_of_memory = false;
-#pragma omp parallel num_threads(cells)
-  {
-    const FloatEnvironment environment;
-    try {
-      for (int i = omp_get_thread_num(); i < cells; i += omp_get_num_threads())
-        f(i / grid.panels, i % grid.panels);
-    } catch (const std::bad_alloc&) {
-#pragma omp atomic write
-      out_of_memory = true;
-    }
-  }
-  if (out_of_memory) throw std::bad_alloc();
-}
-
-struct Range {
-  int64_t begin, end;
-};
-
-// Part i of `parts` of [0, count), cut at multiples of `step` and balanced.
-Range part(int64_t count, int64_t parts, int64_t i, int64_t step = 1) {
-  const int64_t steps = ceil_div(count, step);
-  return {std::min(count, steps * i / parts * step),
-          std::min(count, steps * (i + 1) / parts * step)};
 }
 
 // n floats padded to whole panels, since kernels read whole vectors.

@@ -1,0 +1,64 @@
+// What of threads.h is no template: the shares, and the handling of fork().
+#include "threads.h"
+
+#include <atomic>
+
+#include <dirent.h>
+#include <pthread.h>
+
+namespace zp {
+namespace {
+
+// GNU OpenMP's workers do not survive fork(): a child whose parent had any, ours or those of
+// another library, would wait for them forever. It computes on its own thread instead. A parent
+// that had no thread but its own had no workers.
+bool had_workers = true;
+std::atomic<bool> pool_lost{false};
+
+void before_fork() {
+#if defined(__linux__)
+  if (DIR* tasks = opendir("/proc/self/task")) {
+    int threads = 0;
+    while (const dirent* entry = readdir(tasks)) threads += entry->d_name[0] != '.';
+    closedir(tasks);
+    had_workers = threads > 1;
+  }
+#endif
+}
+
+void after_fork_in_child() {
+  if (had_workers) pool_lost.store(true);
+}
+
+[[maybe_unused]] const int fork_handler = pthread_atfork(before_fork, nullptr, after_fork_in_child);
+
+constexpr double kForkNs = 2000;  // waking the pool and waiting for it
+
+}  // namespace
+
+bool workers_lost() { return pool_lost.load(std::memory_order_relaxed); }
+
+Grid choose_grid(int64_t rows, int64_t panels, int64_t k, int threads, const Work& work) {
+  Grid best;
+  double best_ns = 0;
+  for (int by_rows = 1; by_rows <= threads; by_rows++) {
+    const int by_panels = threads / by_rows;
+    for (int panel_parts : {1, by_panels}) {
+      const double r = double(ceil_div(rows, by_rows)),
+                   lanes = double(ceil_div(panels, panel_parts)) * kPanel;
+      const double stepped = double(round_up(ceil_div(rows, by_rows), work.row_step));
+      const double ns =
+          r * double(k) * work.input_ns +
+          std::max(stepped * lanes * double(k) * work.mac_ns, lanes * double(k) * work.weight_ns) +
+          (by_rows * panel_parts > 1 ? kForkNs : 0.0);
+      if ((by_rows == 1 && panel_parts == 1) || ns < best_ns) {
+        best_ns = ns;
+        best.rows = by_rows;
+        best.panels = panel_parts;
+      }
+    }
+  }
+  return best;
+}
+
+}  // namespace zp
