@@ -2,6 +2,7 @@
 
 All candidates take turns in one process, so that what disturbs one disturbs all; ratios are of
 medians. Weights are used again and again, so they come from the caches as far as they fit there.
+Where this machine's limits were measured, each time is also a fraction of the one that binds it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
+from .limits import Bound, Limits
 from .modules import Linear, QuantizedLinear
 from .spec import ACTIVATION_UINT8
 from .tensor import choose_qparams
@@ -29,6 +31,15 @@ ROWS = (1, 16, 128)
 
 TORCH = ("torch float32", "torch bfloat16", "torch int8 dynamic")
 OURS = ("int8-dynamic", "int8-static", "int8-weight-only")
+WORK = {
+    "torch float32": ("float32", 4),
+    "torch bfloat16": ("bfloat16", 2),
+    "torch int8 dynamic": ("int8", 1),
+    "int8-dynamic": ("int8", 1),
+    "int8-static": ("int8", 1),
+    "int8-weight-only": ("float32", 1),
+}
+"""Candidate → the arithmetic it needs, and the bytes of a weight."""
 REFERENCE_OPERATIONS = 2**24
 """The reference is timed only up to so many multiplications: it is slow by design."""
 MIN_SQNR = 20.0
@@ -59,6 +70,14 @@ class Result:
     threads: int
     timings: dict[str, Timing]
     notes: dict[str, str]
+    bounds: dict[str, Bound] = field(default_factory=dict)
+    """Candidate → the least time this machine would allow, where that was measured."""
+
+    def fraction(self, name: str) -> float | None:
+        """The least time possible as a fraction of the time taken; ``None`` where unknown."""
+        if name not in self.timings or name not in self.bounds:
+            return None
+        return self.bounds[name].seconds * 1e6 / self.timings[name].median
 
     def ratio(self, ours: str, peer: str) -> float | None:
         """How many times faster ``ours`` is than ``peer``; ``None`` where one was not timed."""
@@ -67,13 +86,14 @@ class Result:
         return self.timings[peer].median / self.timings[ours].median
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, ratios included."""
+        """As JSON takes it, ratios and fractions included."""
         return asdict(self) | {
+            "fractions": {n: f for n in self.timings if (f := self.fraction(n)) is not None},
             "ratios": {
                 ours: {p: r for p in TORCH if (r := self.ratio(ours, p)) is not None}
                 for ours in OURS
                 if ours in self.timings
-            }
+            },
         }
 
 
@@ -83,6 +103,7 @@ def bench(
     threads: Iterable[int] | None = None,
     *,
     seconds: float = 1.0,
+    limits: Limits | None = None,
 ) -> Iterator[Result]:
     """Time every combination, one result at a time.
 
@@ -92,6 +113,9 @@ def bench(
         threads: thread counts, set through ``torch.set_num_threads`` and restored; by default the
             present one.
         seconds: to spend on each result, about; at least 5 turns are timed whatever it says.
+        limits: of this machine, by :func:`zeropoint.limits.measure` for these thread counts, to
+            compare with. Ours are compared with those of the active instruction set, torch's with
+            those of the best.
 
     Raises:
         ValueError: a number that is not positive.
@@ -114,20 +138,22 @@ def bench(
                 candidates, notes = _candidates(k, n)
                 for m in rows:
                     timings, more = _time(candidates, m, k, n, seconds)
-                    yield Result(k, n, m, count, timings, notes | more)
+                    bounds = {} if limits is None else _bounds(limits, timings, m, k, n, count)
+                    yield Result(k, n, m, count, timings, notes | more, bounds)
     finally:
         torch.set_num_threads(before)
 
 
 def table(results: Iterable[Result]) -> Any:
-    """Results as a table for ``rich``: medians in µs, then how often int8-dynamic is faster."""
+    """Results as a table for ``rich``: medians in µs with the fraction of the limit that was
+    reached, then how often int8-dynamic is faster."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("K × N", "rows", "threads"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in (*TORCH[:2], "torch int8", "dynamic", "static", "weight only"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in TORCH:
         table.add_column(
             f"× {name.removeprefix('torch ').removesuffix(' dynamic')}", justify="right"
@@ -135,13 +161,33 @@ def table(results: Iterable[Result]) -> Any:
     for r in results:
         cells = [f"{r.in_features} × {r.out_features}", str(r.rows), str(r.threads)]
         for name in TORCH + OURS:
-            timing = r.timings.get(name)
-            cells.append("–" if timing is None else f"{timing.median:,.1f}")
+            timing, fraction = r.timings.get(name), r.fraction(name)
+            cell = "–"
+            if timing is not None:
+                cell = f"{timing.median:,.{0 if timing.median >= 100 else 1}f}"
+            cells.append(cell if fraction is None else f"{cell} {fraction:4.0%}")
         for name in TORCH:
             ratio = r.ratio("int8-dynamic", name)
             cells.append("–" if ratio is None else f"{ratio:.2f}")
         table.add_row(*cells)
     return table
+
+
+def weight_sizes(shapes: Iterable[tuple[int, int]]) -> list[int]:
+    """Bytes of these layers' weights in each precision, which is what limits are needed for."""
+    return sorted({k * n * width for k, n in shapes for _, width in WORK.values()})
+
+
+def _bounds(
+    limits: Limits, timings: Iterable[str], m: int, k: int, n: int, threads: int
+) -> dict[str, Bound]:
+    bounds = {}
+    for name in timings:
+        kind, width = WORK[name]
+        isa = kernels.active_isa() if name in OURS else None
+        if isa != kernels.REFERENCE:
+            bounds[name] = limits.bound(2 * m * k * n, k * n * width, kind, threads, isa)
+    return bounds
 
 
 Call = Callable[[], Tensor]

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,7 @@ from typer.core import TyperGroup
 from . import bench as bench_
 from . import doctor as doctor_
 from . import kernels, sources
+from . import limits as limits_
 from .formats import native
 from .quantize import RECIPES
 from .quantize import quantize as quantize_model
@@ -262,17 +264,36 @@ def bench(
         str | None, typer.Option(metavar="T,...", help="Thread counts; by default torch's.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each line.")] = 1.0,
+    limits: Annotated[
+        bool,
+        typer.Option("--limits", help="Only measure what this CPU could do at best, in all ISAs."),
+    ] = False,
     json_file: Json = None,
 ) -> None:
-    """Time a Linear layer in each precision on this machine, in turn with torch's own."""
+    """Time a Linear layer in each precision on this machine, in turn with torch's own.
+
+    Each time comes with the fraction that was reached of the limit that binds it: the CPU's
+    arithmetic, or the reading of the weights from where they lie.
+    """
     pairs = [_shape(text) for text in shapes.split(",")]
     row_counts = _numbers("--rows", rows)
     thread_counts = None if threads is None else _numbers("--threads", threads)
     _check_writable("--json", json_file)
     _warn_if_reference()
+    if limits:
+        measured = limits_.measure(thread_counts, seconds=seconds / 50)
+        facts = doctor_.facts()
+        _console().print(facts.cpu, *limits_.table(measured), sep="\n\n")
+        _write_json(json_file, {"machine": facts.to_dict(), "limits": measured.to_dict()})
+        return
+    found = None
+    if limits_.available():
+        counts = [torch.get_num_threads()] if thread_counts is None else thread_counts
+        sizes = bench_.weight_sizes(pairs)
+        found = limits_.measure(counts, sizes=sizes, seconds=seconds / 200)
     results = list(
         tqdm(
-            bench_.bench(pairs, row_counts, thread_counts, seconds=seconds),
+            bench_.bench(pairs, row_counts, thread_counts, seconds=seconds, limits=found),
             total=len(pairs) * len(row_counts) * len(thread_counts or [0]),
             disable=not sys.stderr.isatty(),
             delay=2,
@@ -283,15 +304,14 @@ def bench(
     console = _console()
     console.print(bench_.table(results))
     console.print(
-        f"µs a call, medians; × = how many times faster int8-dynamic is.\n{facts.cpu}, "
+        "µs a call, medians; % = what was reached of the limit that binds, the CPU's arithmetic or "
+        f"reading the weights; × = how many times faster int8-dynamic is.\n{facts.cpu}, "
         f"{facts.active_isa}, torch {facts.versions['torch']}"
     )
     for name, note in {n: t for r in results for n, t in r.notes.items()}.items():
         console.print(f"{name}: {note}")
-    if json_file is not None:
-        machine, timed = facts.to_dict(), [r.to_dict() for r in results]
-        content = {"version": 1, "machine": machine, "results": timed}
-        write_text(json_file, json.dumps(content, indent=2) + "\n")
+    content = {"machine": facts.to_dict(), "results": [r.to_dict() for r in results]}
+    _write_json(json_file, content | {"limits": None if found is None else found.to_dict()})
 
 
 @app.command()
@@ -328,6 +348,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # × and µ are no reason to fail where ASCII rules
             stream.reconfigure(errors="replace")
     app(prog_name="zeropoint")
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        write_text(path, json.dumps({"version": 1} | content, indent=2) + "\n")
 
 
 # Printing.
