@@ -78,7 +78,15 @@ class QTensor:
     QTensor([ 0.0000, 63.5000], dtype=uint8, scale=0.5, zero_point=128)
     """
 
-    __slots__ = ("__weakref__", "_axis", "_int_repr", "_packed", "_scale", "_zero_point")
+    __slots__ = (
+        "__weakref__",
+        "_axis",
+        "_int_repr",
+        "_packed",
+        "_scalars",
+        "_scale",
+        "_zero_point",
+    )
 
     def __init__(
         self,
@@ -135,6 +143,7 @@ class QTensor:
         self._zero_point = zero_point.to(torch.int32)
         self._axis = axis
         self._packed: Any = None  # the hardware layout, kept by kernels.packed()
+        self._scalars: Any = None  # scale and zero point as numbers, kept by scalars()
 
     @classmethod
     def from_torch(cls, q: Tensor) -> QTensor:
@@ -170,7 +179,7 @@ class QTensor:
         """From parts of a QTensor, which are valid already."""
         q = cls.__new__(cls)
         q._int_repr, q._scale, q._zero_point, q._axis = integers, scale, zero_point, axis
-        q._packed = None
+        q._packed = q._scalars = None
         return q
 
     @classmethod
@@ -192,11 +201,29 @@ class QTensor:
             and scale.ndim == zero_point.ndim == 0
             and not scale.requires_grad
             and scale.device == zero_point.device == integers.device
-            and 2.0**-128 < scale.item() < float("inf")
-            and low <= zero_point.item() <= low + 255
         ):
-            return cls._of(integers, scale, zero_point, None)
+            q = cls._of(integers, scale, zero_point, None)
+            s, z = q.scalars()
+            if 2.0**-128 < s < float("inf") and low <= z <= low + 255:
+                return q
         return cls(integers, scale, zero_point)
+
+    def like(self, integers: Tensor) -> QTensor:
+        """Other integers of the same dtype with this tensor's scale and zero point, per tensor."""
+        self._require_per_tensor("like")
+        q = QTensor._of(integers, self._scale, self._zero_point, None)
+        q._scalars = self._scalars
+        return q
+
+    def scalars(self) -> tuple[float, int]:
+        """``(q_scale(), q_zero_point())``, read from their tensors once and after a change."""
+        scale, zero_point = self._scale, self._zero_point
+        if scale.is_inference() or zero_point.is_inference():
+            return scale.item(), zero_point.item()  # type: ignore[return-value]
+        known, versions = self._scalars, (scale._version, zero_point._version)
+        if known is None or known[0] != versions:
+            known = self._scalars = (versions, (scale.item(), zero_point.item()))
+        return known[1]
 
     # What torch's quantized tensors answer, under the same names.
 
@@ -207,12 +234,12 @@ class QTensor:
     def q_scale(self) -> float:
         """The scale of a per-tensor quantized tensor. Raises ``ValueError`` if per channel."""
         self._require_per_tensor("q_scale")
-        return float(self._scale)
+        return self.scalars()[0]
 
     def q_zero_point(self) -> int:
         """The zero point of a per-tensor quantized tensor. ``ValueError`` if per channel."""
         self._require_per_tensor("q_zero_point")
-        return int(self._zero_point)
+        return self.scalars()[1]
 
     def q_per_channel_scales(self) -> Tensor:
         """Scales, float32 ``(channels,)``. Raises ``ValueError`` if per tensor."""
@@ -354,7 +381,10 @@ class QTensor:
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """For ``copy``: the packed form is of this process and is made again when needed."""
         parts = ("_axis", "_int_repr", "_scale", "_zero_point")
-        return None, {name: getattr(self, name) for name in parts} | {"_packed": None}
+        return None, {name: getattr(self, name) for name in parts} | {
+            "_packed": None,
+            "_scalars": None,
+        }
 
     def __repr__(self) -> str:
         values = str(self.dequantize())
