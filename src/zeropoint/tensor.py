@@ -188,12 +188,12 @@ class QTensor:
     ) -> QTensor:
         """``QTensor(integers, scale, zero_point)``, quicker for what the arithmetic itself gives:
         0-d float32 and int32 tensors, or numbers, on the device of the integers."""
-        if not isinstance(scale, Tensor):
-            scale = torch.tensor(scale, dtype=torch.float32, device=integers.device)
-        if not isinstance(zero_point, Tensor):
-            if not isinstance(zero_point, int) or isinstance(zero_point, bool):
-                return cls(integers, scale, zero_point)
-            zero_point = torch.tensor(zero_point, dtype=torch.int32, device=integers.device)
+        if type(scale) is float:
+            scale = torch.scalar_tensor(scale, dtype=torch.float32, device=integers.device)
+        if type(zero_point) is int and -128 <= zero_point <= 255:
+            zero_point = torch.scalar_tensor(zero_point, dtype=torch.int32, device=integers.device)
+        if not isinstance(scale, Tensor) or not isinstance(zero_point, Tensor):
+            return cls(integers, scale, zero_point)
         low = -128 if integers.dtype is torch.int8 else 0
         if (
             scale.dtype is torch.float32
