@@ -1,6 +1,6 @@
 """zeropoint: the Linear layer of a neural network, in float and in integers, for PyTorch."""
 
-from . import functional
+from . import functional, ops
 from .formats.native import CheckpointError, load, quantize_file, save
 from .formats.native import inspect as inspect_checkpoint
 from .kernels import (
@@ -20,6 +20,8 @@ from .observers import (
     Observer,
     PercentileObserver,
 )
+from .packed_linear import PackedLinear
+from .prepack_model import PrepackingSummary, prepack_model, unpack_model
 from .quantize import QuantizationSummary, quantize
 from .recipes import RECIPES, LayerRecipe, Recipe, get_recipe
 from .report import Report, compare
@@ -50,10 +52,12 @@ __all__ = [
     "MinMaxObserver",
     "MovingAverageObserver",
     "Observer",
+    "PackedLinear",
     "PackedWeight",
     "PerChannel",
     "PerTensor",
     "PercentileObserver",
+    "PrepackingSummary",
     "QTensor",
     "QuantSpec",
     "QuantizationSummary",
@@ -69,7 +73,9 @@ __all__ = [
     "get_recipe",
     "inspect_checkpoint",
     "load",
+    "ops",
     "prepack",
+    "prepack_model",
     "quantize",
     "quantize_file",
     "quantize_per_channel",
@@ -77,4 +83,5 @@ __all__ = [
     "quantize_to_spec",
     "save",
     "unpack",
+    "unpack_model",
 ]

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _get_tracing_state
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from . import kernels, reference
 from .kernels import PackedWeight
@@ -64,25 +66,40 @@ def linear(
     if isinstance(weight, PackedWeight) and weight.dtype.is_floating_point:
         if scale is not None or zero_point is not None:
             raise TypeError("scale and zero_point are for a QTensor input with a QTensor weight")
-        return _linear_packed(input, weight, bias, activation, residual)
-    input = _own(input)
+        bias = _own_bias(weight, bias)
+        if is_dynamo_compiling() or (type(input) is not Tensor and recorded(input)):
+            return record("linear_float", input, weight, bias, (), activation, residual)
+        return compute_packed(input, weight, bias, activation, residual)
+    input, given = _own(input), weight
     weight, bias = _operands(weight, bias)
     if isinstance(input, QTensor):
         if not isinstance(weight, QTensor):
             raise TypeError(f"weight must be a QTensor when input is one, got {_name(weight)}")
         if residual is not None:
             raise TypeError("residual is for float results; with a QTensor input it must be None")
-        return _linear_quantized(input, weight, bias, scale, zero_point, activation)
+        if recorded(input._int_repr):
+            scale = input._scale if scale is None else scale
+            zero_point = input._zero_point if zero_point is None else zero_point
+            qparams = (scale, zero_point)
+            return record("linear_quantized", input, given, bias, qparams, activation, None)
+        return compute_quantized(input, weight, bias, scale, zero_point, activation)
     if scale is not None or zero_point is not None:
         raise TypeError("scale and zero_point are for a QTensor input; input is a float tensor")
     if isinstance(weight, QTensor):
-        return linear_weight_only(input, weight, bias, activation=activation, residual=residual)
+        bias = None if isinstance(given, PackedWeight) else bias
+        return linear_weight_only(
+            input,
+            given,  # type: ignore[arg-type]
+            bias,
+            activation=activation,
+            residual=residual,
+        )
     y = F.linear(input, weight, bias)  # type: ignore[arg-type]
     y = _TORCHS_ACTIVATIONS[_activation(activation)](y)
     return y if residual is None else y + residual
 
 
-def _linear_quantized(
+def compute_quantized(
     input: QTensor,
     weight: QTensor,
     bias: Tensor | None,
@@ -90,36 +107,34 @@ def _linear_quantized(
     zero_point: int | Tensor | None,
     activation: str | None,
 ) -> QTensor:
+    """Check and compute :func:`linear` of a ``QTensor``."""
     _check(input, weight, bias)
     _activation(activation)
-    # An empty QTensor checks the output's scale and zero point.
-    out = QTensor.per_tensor(
-        input.int_repr().new_empty(0),
-        input.scale if scale is None else scale,
-        input.zero_point if zero_point is None else zero_point,
-    )
-    if kernels.usable(input.int_repr(), weight):
-        integers = kernels.linear_quantized(
-            input, weight, bias, out.q_scale(), out.q_zero_point(), activation
+    if scale is None and zero_point is None:
+        like = input
+    else:  # an empty QTensor checks the output's scale and zero point
+        like = QTensor.per_tensor(
+            input._int_repr.new_empty(0),
+            input.scale if scale is None else scale,
+            input.zero_point if zero_point is None else zero_point,
         )
-    else:
-        y = _rows(input.int_repr(), _reference_integer(input), weight, bias, activation, None)
-        info = torch.iinfo(out.dtype)
-        integers = quantize(y, out.scale, out.zero_point, info.min, info.max).to(out.dtype)
-    return QTensor.per_tensor(integers, out.scale, out.zero_point)
+    if kernels.usable(input._int_repr, weight):
+        return like.like(kernels.linear_quantized(input, weight, bias, like.scalars(), activation))
+    y = _rows(input._int_repr, _reference_integer(input), weight, bias, activation, None)
+    info = torch.iinfo(input.dtype)
+    integers = quantize(y, like.scale, like.zero_point, info.min, info.max)
+    return like.like(integers.to(input.dtype))
 
 
-def _linear_packed(
+def compute_packed(
     input: Any,
     weight: PackedWeight,
     bias: Tensor | None,
     activation: str | None,
     residual: Tensor | None,
 ) -> Tensor:
-    if bias is not None:
-        raise TypeError("bias must be None: the packed weight has its own")
-    bias = weight.bias
-    if activation is None and residual is None:
+    """Check and compute :func:`linear` with a packed float weight and any bias."""
+    if activation is residual:  # both None
         y = kernels.quick("linear_float", input, weight, bias)
         if y is not None:
             return y
@@ -164,35 +179,33 @@ def linear_static(
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
-    if type(input_scale) is float and type(input_zero_point) is int and activation is residual:
+    if (
+        type(input_scale) is float
+        and type(input_zero_point) is int
+        and activation is residual  # both None
+        and not is_dynamo_compiling()
+    ):
         _check_static(input_scale, input_zero_point)
         y = kernels.quick("linear_static", input, weight, bias, input_scale, input_zero_point)
         if y is not None:
             return y
     input = _own(input)
-    operand, bias = _operands(weight, bias)
-    _check(input, operand, bias)
-    _check_post(input, operand, activation, residual)
+    qparams = (input_scale, input_zero_point)
     if isinstance(input, QTensor):
-        if input_scale is not None or input_zero_point is not None:
+        if qparams != (None, None):
             raise TypeError("input_scale and input_zero_point are for a float input")
-        if kernels.usable(input.int_repr(), operand):
-            return kernels.linear_integer(input, operand, bias, activation, residual)
-        return _rows(
-            input.int_repr(), _reference_integer(input), operand, bias, activation, residual
-        )
-    if input_scale is None or input_zero_point is None:
+        if recorded(input._int_repr):
+            bias = _own_bias(weight, bias)
+            return record("linear_integer", input, weight, bias, (), activation, residual)
+        operand, bias = _operands(weight, bias)
+        return compute_integer(input, operand, bias, activation, residual)
+    if isinstance(input, Tensor) and (input_scale is None or input_zero_point is None):
         raise TypeError("input_scale and input_zero_point are needed for a float input")
-    scale, zero_point = float(input_scale), int(input_zero_point)
-    _check_static(scale, zero_point)
-    s = torch.tensor(scale, dtype=torch.float32, device=input.device)
-    z = torch.tensor(zero_point, dtype=torch.int32, device=input.device)
-    return _linear_float(
-        "linear_static",
-        lambda x, w, b: reference.linear_static(x, s, z, w, b),
-        (scale, zero_point),
-        (input, operand, bias, activation, residual),
-    )
+    if recorded(input):
+        bias = _own_bias(weight, bias)
+        return record("linear_static", input, weight, bias, qparams, activation, residual)
+    operand, bias = _operands(weight, bias)
+    return compute("linear_static", input, operand, bias, qparams, activation, residual)
 
 
 def linear_dynamic(
@@ -220,15 +233,15 @@ def linear_dynamic(
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
-    if activation is residual:  # both None
+    if activation is residual and not is_dynamo_compiling():  # both None
         y = kernels.quick("linear_dynamic", input, weight, bias)
         if y is not None:
             return y
+    if recorded(input):
+        bias = _own_bias(weight, bias)
+        return record("linear_dynamic", input, weight, bias, (), activation, residual)
     weight, bias = _operands(weight, bias)
-    _check(input, weight, bias, quantized_input=False)
-    _check_post(input, weight, activation, residual)
-    arguments = (input, weight, bias, activation, residual)
-    return _linear_float("linear_dynamic", reference.linear_dynamic, (), arguments)
+    return compute("linear_dynamic", input, weight, bias, (), activation, residual)
 
 
 def linear_weight_only(
@@ -243,29 +256,139 @@ def linear_weight_only(
 
     Args, returns and raises as :func:`linear_dynamic`.
     """
-    if activation is residual:  # both None
+    if activation is residual and not is_dynamo_compiling():  # both None
         y = kernels.quick("linear_weight_only", input, weight, bias)
         if y is not None:
             return y
+    if recorded(input):
+        bias = _own_bias(weight, bias)
+        return record("linear_weight_only", input, weight, bias, (), activation, residual)
     weight, bias = _operands(weight, bias)
-    _check(input, weight, bias, quantized_input=False)
+    return compute("linear_weight_only", input, weight, bias, (), activation, residual)
+
+
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
+def recorded(x: Any) -> bool:
+    """Whether torch watches what is done to ``x`` (it compiles, exports, traces, or a dispatch mode
+    is on), or ``x`` is a subclass that may hold no memory. Then an operator of
+    :mod:`zeropoint.ops` must stand for the kernel, which torch cannot see."""
+    return is_compiling() or (
+        isinstance(x, Tensor)
+        and (
+            type(x) not in _PLAIN
+            or kernels.dispatch_modes() > 0
+            or _get_tracing_state() is not None
+        )
+    )
+
+
+def record(
+    kind: str,
+    input: Any,
+    weight: Any,
+    bias: Tensor | None,
+    qparams: tuple[Any, ...],
+    activation: str | None,
+    residual: Tensor | None,
+) -> Any:
+    """By the operator of that name (:mod:`zeropoint.ops`): same checks, same bits."""
+    if not is_compiling() and _get_tracing_state() is not None:
+        raise RuntimeError("torch.jit.trace cannot see zeropoint's layers; use torch.export")
+    ops, x = torch.ops.zeropoint, input
+    floats = kind in ("linear_dynamic", "linear_weight_only", "linear_float")
+    weight = _own(weight)
+    if not isinstance(weight, PackedWeight):
+        _check(input, weight, bias, quantized_input=not floats)
+    elif _is_exporting():
+        raise RuntimeError(
+            "a packed weight cannot be exported: its layout is this machine's. Unpack the model "
+            "first (zeropoint.unpack_model)"
+        )
     _check_post(input, weight, activation, residual)
-    arguments = (input, weight, bias, activation, residual)
-    return _linear_float("linear_weight_only", reference.linear_weight_only, (), arguments)
-
-
-def _linear_float(kind: str, definition: Any, more: tuple[Any, ...], arguments: Any) -> Tensor:
-    """Float in, float out: by the kernel or by its definition, with gradients where asked for."""
-    input, weight, bias, activation, residual = arguments
+    if isinstance(input, QTensor):
+        x, qparams = input._int_repr, (input._scale, input._zero_point, *qparams)
+    types = (torch.float32, torch.int32) * 2
+    qparams = tuple(
+        q if isinstance(q, Tensor) and q.dtype is t else torch.as_tensor(q, dtype=t)
+        for q, t in zip(qparams, types, strict=False)
+    )
+    if isinstance(weight, PackedWeight):
+        if kind == "linear_quantized":
+            raise TypeError("weight must be a QTensor, not packed, where torch compiles")
+        scale, zero_point = qparams or (None, None)
+        out = weight.shape[0]
+        arguments = [x, bias, weight.handle, out, kind, scale, zero_point]
+        op = ops.linear_packed
+    else:
+        arguments = [x, weight._int_repr, weight._scale, weight._zero_point, bias, *qparams]
+        if kind == "linear_quantized":
+            integers = ops.linear_quantized(*arguments, activation)
+            return QTensor._of(integers, qparams[2], qparams[3], None)
+        op = getattr(ops, kind)
     if _needs_gradient(input, bias):
-        y = _StraightThrough.apply(input, weight, bias, (kind, definition, more))
+        y = _TORCHS_ACTIVATIONS[activation](op(*arguments))
+        return y if residual is None else y + residual
+    return op(*arguments, activation, residual)
+
+
+def compute(
+    kind: str,
+    input: Tensor,
+    weight: Any,
+    bias: Tensor | None,
+    qparams: tuple[Any, ...],
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Check and compute ``linear_dynamic``, ``linear_weight_only``, or ``linear_static`` with
+    ``qparams`` the input's scale and zero point: float in, float out."""
+    _check(input, weight, bias, quantized_input=kind == "linear_static")
+    _check_post(input, weight, activation, residual)
+    if qparams:
+        qparams = (float(qparams[0]), int(qparams[1]))
+        _check_static(*qparams)
+    return _linear_float(kind, qparams, input, weight, bias, activation, residual)
+
+
+def _linear_float(
+    kind: str, qparams: Any, input: Any, weight: Any, bias: Any, activation: Any, residual: Any
+) -> Tensor:
+    """By the kernel or by its definition, with gradients where asked for."""
+    if _needs_gradient(input, bias):
+        y = _StraightThrough.apply(input, weight, bias, (kind, qparams))
         y = _TORCHS_ACTIVATIONS[activation](y)
         return y if residual is None else y + residual
     if kernels.usable(input, weight):
         return kernels.linear_float(
-            kind, input, weight, bias, *more, activation=activation, residual=residual
+            kind, input, weight, bias, *qparams, activation=activation, residual=residual
         )
+    definition: Any = getattr(reference, kind)
+    if qparams:
+        s = torch.tensor(qparams[0], dtype=torch.float32, device=input.device)
+        z = torch.tensor(qparams[1], dtype=torch.int32, device=input.device)
+
+        def definition(x: Tensor, w: QTensor, b: Tensor | None) -> Tensor:
+            return reference.linear_static(x, s, z, w, b)
+
     return _rows(input, definition, weight, bias, activation, residual, input.dtype)
+
+
+def compute_integer(
+    input: QTensor,
+    weight: Any,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Check and compute :func:`linear_static` of a ``QTensor``."""
+    _check(input, weight, bias)
+    _check_post(input, weight, activation, residual)
+    if kernels.usable(input.int_repr(), weight):
+        return kernels.linear_integer(input, weight, bias, activation, residual)
+    return _rows(input.int_repr(), _reference_integer(input), weight, bias, activation, residual)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -276,9 +399,9 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: QTensor, bias: Tensor | None, how: Any) -> Tensor:
         ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
-        kind, definition, more = how
-        plain = (x.detach(), weight, None if bias is None else bias.detach(), None, None)
-        return _linear_float(kind, definition, more, plain)
+        plain_bias = None if bias is None else bias.detach()
+        kind, qparams = how
+        return _linear_float(kind, qparams, x.detach(), weight, plain_bias, None, None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -309,10 +432,16 @@ def _own(x: Any) -> Any:
 def _operands(weight: Any, bias: Any) -> tuple[Any, Any]:
     """Weight and bias as they compute: packed ones taken apart, torch's converted."""
     if isinstance(weight, PackedWeight):
-        if bias is not None:
-            raise TypeError("bias must be None: the packed weight has its own")
-        return weight.operand(), weight.bias
+        return weight.operand(), _own_bias(weight, bias)
     return _own(weight), bias
+
+
+def _own_bias(weight: Any, bias: Any) -> Any:
+    if not isinstance(weight, PackedWeight):
+        return bias
+    if bias is not None:
+        raise TypeError("bias must be None: the packed weight has its own")
+    return weight._bias
 
 
 def _name(x: object) -> str:

@@ -9,12 +9,14 @@ kernel at all. Every one of them returns the bits of :mod:`zeropoint.reference`.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -188,9 +190,10 @@ class PackedWeight:
     place. Where the core is missing it holds the weight as it came.
     """
 
-    __slots__ = ("__weakref__", "_bias", "_packed", "_plain", "dtype", "shape")
+    __slots__ = ("__weakref__", "_bias", "_packed", "_plain", "dtype", "handle", "shape")
 
     def __init__(self, weight: QTensor | Tensor, bias: Tensor | None = None) -> None:
+        self._number()
         self.shape, self.dtype = weight.shape, weight.dtype
         self._bias = bias
         self._packed: Any = None
@@ -217,6 +220,11 @@ class PackedWeight:
         return self._bias
 
     @property
+    def is_packed(self) -> bool:
+        """Whether there is a packed form, and no other; else the weight is held as it came."""
+        return self._packed is not None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed weight, scales and padding included; 0 where nothing is packed."""
         return 0 if self._packed is None else self._packed.core.nbytes
@@ -236,6 +244,10 @@ class PackedWeight:
             return QTensor._of(values, plain._scale, plain._zero_point, plain._axis), self._bias
         return values, self._bias
 
+    def _number(self) -> None:
+        self.handle = next(_numbers)
+        _by_handle[self.handle] = self
+
     def with_bias(self, bias: Tensor | None) -> PackedWeight:
         """The same packed weight, not copied, beside another bias."""
         new = copy.copy(self)
@@ -244,6 +256,7 @@ class PackedWeight:
 
     def __copy__(self) -> PackedWeight:
         new = object.__new__(PackedWeight)
+        new._number()
         new.shape, new.dtype, new._bias = self.shape, self.dtype, self._bias
         new._packed, new._plain = self._packed, self._plain
         return new
@@ -263,6 +276,25 @@ class PackedWeight:
             f"PackedWeight(shape={tuple(self.shape)}, dtype={self.dtype}, "
             f"bias={self._bias is not None}, nbytes={self.nbytes})"
         )
+
+
+_numbers = itertools.count()
+_by_handle: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
+
+
+def packed_by_handle(handle: int) -> PackedWeight:
+    """The living :class:`PackedWeight` of this ``handle``: a number that compiled code can hold.
+
+    Raises:
+        RuntimeError: it is of another process, or gone.
+    """
+    packed = _by_handle.get(handle)
+    if packed is None:
+        raise RuntimeError(
+            f"packed weight {handle} is not in this process any more: what was compiled with a "
+            "packed weight can be used only where and while that weight lives"
+        )
+    return packed
 
 
 def prepack(weight: QTensor | Tensor, bias: Tensor | None = None) -> PackedWeight:
@@ -339,6 +371,11 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
     # Under torch.jit.trace sizes are tensors, not int.
     if type(got) is not int or got != k or not p.current() or dispatch_modes():
         return None
+    if type(weight) is PackedWeight:
+        if bias is None:
+            bias = weight._bias
+        elif kind != "linear_float":
+            return None
     address = 0
     if bias is not None:
         if bias.shape != p.bias_shape or bias.dtype is not torch.float32 or bias.requires_grad:
@@ -433,8 +470,7 @@ def linear_integer(
         c.x.dtype is torch.int8,
         c.rows,
         c.stride,
-        float(input._scale),
-        int(input._zero_point),
+        *input.scalars(),
         c.bias_address,
         c.y.data_ptr(),
         torch.get_num_threads(),
@@ -447,11 +483,11 @@ def linear_quantized(
     input: QTensor,
     weight: QTensor,
     bias: Tensor | None,
-    scale: float,
-    zero_point: int,
+    output: tuple[float, int],
     activation: str | None = None,
 ) -> Tensor:
-    """See :func:`zeropoint.functional.linear`, ``QTensor`` input; the integers of the output."""
+    """See :func:`zeropoint.functional.linear`, ``QTensor`` input; the integers of the output,
+    whose scale and zero point are ``output``."""
     p = packed(weight)
     c = _Call(input._int_repr, p, bias, input.dtype, activation, None)
     p.core.linear_quantized(
@@ -459,12 +495,10 @@ def linear_quantized(
         c.x.dtype is torch.int8,
         c.rows,
         c.stride,
-        float(input._scale),
-        int(input._zero_point),
+        *input.scalars(),
         c.bias_address,
         c.y.data_ptr(),
-        scale,
-        zero_point,
+        *output,
         torch.get_num_threads(),
         c.post[0],
     )

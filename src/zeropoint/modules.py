@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from typing import Any, Literal, get_args
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from . import functional
+from .packings import forget, shared_qtensor, version
 from .spec import WEIGHT_INT8, QuantSpec
 from .tensor import QTensor, quantize_to_spec
 
@@ -257,8 +258,12 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: Tensor | QTensor) -> Tensor | QTensor:
         """``(*, in_features)`` → ``(*, out_features)``; dtypes as the class says."""
+        if is_dynamo_compiling():
+            return self._recorded(input)
         cache, buffers, mode = self._cache, self._buffers, self.mode
         if cache is None or not _fresh(cache, buffers):
+            if functional.recorded(input):
+                return self._recorded(input)
             cache = self._rebuild()
         weight, bias = cache[0], buffers["bias"]
         if mode == "dynamic":
@@ -274,6 +279,23 @@ class QuantizedLinear(nn.Module):
                 )
             return functional.linear_static(input, weight, bias)
         return functional.linear_static(input, weight, bias, cache[3], cache[4])
+
+    def _recorded(self, input: Tensor | QTensor) -> Tensor | QTensor:
+        """As :meth:`forward`, where torch compiles or exports: one operator on plain tensors."""
+        weight = QTensor._of(self.weight, self.scale, self.zero_point, 0)
+        if self.mode == "dynamic":
+            return functional.linear_dynamic(input, weight, self.bias)  # type: ignore[arg-type]
+        if self.mode == "weight-only":
+            return functional.linear_weight_only(input, weight, self.bias)  # type: ignore[arg-type]
+        if isinstance(input, QTensor):
+            if self.output_scale is not None:
+                return functional.linear(
+                    input, weight, self.bias, self.output_scale, self.output_zero_point
+                )
+            return functional.linear_static(input, weight, self.bias)
+        return functional.linear_static(
+            input, weight, self.bias, self.input_scale, self.input_zero_point
+        )
 
     def weight_qtensor(self) -> QTensor:
         """The weight as a :class:`QTensor` that shares this layer's buffers."""
@@ -307,7 +329,7 @@ class QuantizedLinear(nn.Module):
 
     def _rebuild(self) -> tuple[Any, ...]:
         b = self._buffers
-        weight = _shared_qtensor(self.weight, self.scale, self.zero_point)
+        weight = shared_qtensor(self.weight, self.scale, self.zero_point)
         static: tuple[Any, ...] = (None, None, None, None, None)
         if self.mode == "static":
             scale, zero_point = b["input_scale"], b["input_zero_point"]
@@ -318,7 +340,7 @@ class QuantizedLinear(nn.Module):
                 int(zero_point),
                 scale,
                 zero_point,
-                (_version(scale), _version(zero_point)),
+                (version(scale), version(zero_point)),
             )
         self._cache = (weight, b["scale"], b["zero_point"], *static)
         return self._cache
@@ -336,35 +358,14 @@ class QuantizedLinear(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
+        # Inference tensors have no version counter that would tell that they have changed.
+        forget(self.weight)
         if self._cache is not None:
-            # Inference tensors have no version counter that would tell that they have changed.
             self._cache[0]._packed = None
             self._cache = None
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_cache": None}
-
-
-_qtensors: WeakValueDictionary[tuple[int, int, int], QTensor] = WeakValueDictionary()
-
-
-def _shared_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor:
-    """One QTensor, and so one packing, for all layers that hold the same buffers (tied weights)."""
-    key = (id(weight), id(scale), id(zero_point))
-    q = _qtensors.get(key)
-    # An id may have been used before; memory that a living QTensor holds cannot.
-    if (
-        q is None
-        or q._int_repr is not weight
-        or q._scale.data_ptr() != scale.data_ptr()
-        or q._zero_point.data_ptr() != zero_point.data_ptr()
-    ):
-        q = _qtensors[key] = QTensor(weight, scale, zero_point, 0)
-    return q
-
-
-def _version(t: Tensor | None) -> int:
-    return -1 if t is None or t.is_inference() else t._version
 
 
 def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
@@ -380,6 +381,6 @@ def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
     if cache[5] is None:
         return True
     return cache[6] is buffers["input_zero_point"] and cache[7] == (
-        _version(cache[5]),
-        _version(cache[6]),
+        version(cache[5]),
+        version(cache[6]),
     )

@@ -6,20 +6,15 @@ Which layer gets what is a :class:`Recipe`; what was done, and what was left and
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
+from torch import nn
 
 from .calibrate import OBSERVERS, Observer, calibrate, progress_bar
-from .modules import Linear, QuantizedLinear
+from .modules import QuantizedLinear
 from .recipes import (
     RECIPES,
     LayerRecipe,
@@ -31,6 +26,7 @@ from .recipes import (
 from .replace import replace_modules, tie_weights
 from .spec import QuantSpec
 from .tensor import quantize_to_spec
+from .walk import ROOT, Selection, show
 
 __all__ = [
     "RECIPES",
@@ -44,9 +40,6 @@ __all__ = [
     "spec_to_dict",
     "tie_weights",
 ]
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 @dataclass(frozen=True)
@@ -69,18 +62,15 @@ class QuantizationSummary:
 
     def __str__(self) -> str:
         total = len(self.quantized) + len(self.left)
-        lines = [f"quantized {len(self.quantized)} of {total} Linear layers"]
         rows = [(name, str(layer)) for name, layer in self.quantized.items()]
-        rows += [(alias, f"is {name or _ROOT}") for alias, name in self.shared.items()]
-        rows += [(name, f"shares the weight of {to or _ROOT}") for name, to in self.tied.items()]
+        rows += [(alias, f"is {name or ROOT}") for alias, name in self.shared.items()]
+        rows += [(name, f"shares the weight of {to or ROOT}") for name, to in self.tied.items()]
         rows += [(name, f"left float: {reason}") for name, reason in self.left.items()]
-        width = max((len(name or _ROOT) for name, _ in rows), default=0)
-        lines += [f"  {name or _ROOT:<{width}}  {what}" for name, what in rows]
-        lines += [f"  the recipe's pattern {p!r} decided over no layer" for p in self.unmatched]
-        return "\n".join(lines)
-
-
-_ROOT = "(the model)"
+        return show(
+            f"quantized {len(self.quantized)} of {total} Linear layers",
+            rows,
+            [f"the recipe's pattern {p!r} decided over no layer" for p in self.unmatched],
+        )
 
 
 def quantize(
@@ -139,10 +129,11 @@ def quantize(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     recipe = get_recipe(recipe)
-    plan = _Plan(model, recipe, _patterns("include", include), _patterns("exclude", exclude) or ())
+    before = _before(model)
+    selection, unmatched = _choose(model, recipe, include, exclude)
     observers = {
         name: OBSERVERS[layer.observer]()
-        for name, layer in plan.chosen.items()
+        for name, layer in selection.chosen.items()
         if layer.mode == "static"
     }
     if observers and calibration is None:
@@ -156,10 +147,16 @@ def quantize(
         calibrate(model, observers, calibration, progress)
         for name, observer in observers.items():
             if observer.is_empty:
-                plan.leave(name, "calibration never called it")
-        plan.leave_broken_ties()
-    replacements = _build(plan, observers, progress)
-    summary = plan.summary()
+                selection.leave(name, "calibration never called it")
+        selection.leave_broken_ties()
+    replacements, tied = _build(selection, observers, progress)
+    summary = QuantizationSummary(
+        quantized=before | selection.chosen,
+        left=selection.left_in_order(),
+        shared=selection.aliases(),
+        tied=tied,
+        unmatched=unmatched,
+    )
     if not summary.quantized and recipe != Recipe(None):
         warnings.warn(f"nothing was quantized\n{summary}", UserWarning, stacklevel=2)
     result = replace_modules(model, replacements, inplace=inplace)
@@ -167,12 +164,33 @@ def quantize(
     return result
 
 
-def _build(plan: _Plan, observers: dict[str, Observer], progress: bool) -> dict[str, nn.Module]:
+def _choose(
+    model: nn.Module, recipe: Recipe, include: Any, exclude: Any
+) -> tuple[Selection, tuple[str, ...]]:
+    """What is quantized how, and the recipe's patterns that decided over no layer."""
+    decided_by = set()
+
+    def choose(names: list[str]) -> LayerRecipe | str:
+        layer, pattern = recipe.match(names)
+        decided_by.add(pattern)
+        return "the recipe keeps it float" if layer is None else layer
+
+    selection = Selection(model, include, exclude, choose)
+    for name in selection.chosen:
+        if not bool(selection.layers[name].weight.isfinite().all()):
+            raise ValueError(f"layer {name!r}: its weight holds NaN or Inf")
+    return selection, tuple(p for p, _ in recipe.overrides if p not in decided_by)
+
+
+def _build(
+    selection: Selection, observers: dict[str, Observer], progress: bool
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The new layers, and which of them share the weight of which."""
     replacements: dict[str, nn.Module] = {}
+    tied: dict[str, str] = {}
     first: dict[tuple[int, QuantSpec], tuple[str, QuantizedLinear]] = {}  # of one Parameter
-    chosen = plan.chosen.items()
-    for name, layer in progress_bar(chosen, "quantizing", progress):
-        linear = plan.layers[name]
+    for name, layer in progress_bar(selection.chosen.items(), "quantizing", progress):
+        linear = selection.layers[name]
         qparams = observers[name].qparams(layer.activation) if name in observers else None
         key = (id(linear.weight), layer.weight)
         if key in first:
@@ -180,140 +198,13 @@ def _build(plan: _Plan, observers: dict[str, Observer], progress: bool) -> dict[
             weight = owner.weight_qtensor()
             new = QuantizedLinear.from_quantized(weight, linear.bias, layer.mode, qparams)
             tie_weights(new, owner)
-            plan.tied[name] = owner_name
+            tied[name] = owner_name
         else:
             weight = quantize_to_spec(linear.weight, layer.weight)
             new = QuantizedLinear.from_quantized(weight, linear.bias, layer.mode, qparams)
             first[key] = (name, new)
         replacements[name] = new
-    return replacements
-
-
-class _Plan:
-    """Which layers get what, and why others are left, by the first name each is met by."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        recipe: Recipe,
-        include: tuple[str, ...] | None,
-        exclude: tuple[str, ...],
-    ) -> None:
-        self.layers: dict[str, nn.Linear] = {}
-        self.names: dict[str, list[str]] = {}  # first name → all names
-        self.chosen: dict[str, LayerRecipe] = {}
-        self.left: dict[str, str] = {}
-        self.tied: dict[str, str] = {}
-        self._include = include
-        self._owners: dict[int, list[tuple[str, str, nn.Module]]] = {}  # id of a Parameter → users
-        self._in_attention: set[int] = set()
-        self._before = _before(model)
-        self._find(model)
-        _check_patterns("include", include or (), self.names, model)
-        _check_patterns("exclude", exclude, self.names, model)
-        decided_by = set()
-        for name, linear in self.layers.items():
-            layer, pattern = recipe.match(self.names[name])
-            decided_by.add(pattern)
-            excluding = next((p for p in exclude if self._matches(name, p)), None)
-            if include is not None and not any(self._matches(name, p) for p in include):
-                self.left[name] = "not in include"
-            elif excluding is not None:
-                self.left[name] = f"excluded by {excluding!r}"
-            elif layer is None:
-                self.left[name] = "the recipe keeps it float"
-            elif reason := self._unfit(linear):
-                self.left[name] = reason
-            else:
-                self.chosen[name] = layer
-        self._unmatched = tuple(p for p, _ in recipe.overrides if p not in decided_by)
-        self.leave_broken_ties()
-        for name in self.chosen:
-            if not bool(self.layers[name].weight.isfinite().all()):
-                raise ValueError(f"layer {name!r}: its weight holds NaN or Inf")
-
-    def leave(self, name: str, reason: str) -> None:
-        del self.chosen[name]
-        self.left[name] = reason
-
-    def leave_broken_ties(self) -> None:
-        """Leave layers whose weight something uses that stays float, until none is left to do."""
-        changed = True
-        while changed:
-            changed = False
-            chosen = {id(self.layers[name]) for name in self.chosen}
-            for name in list(self.chosen):
-                if self._include is not None and set(self._include) & set(self.names[name]):
-                    continue
-                for user, parameter, module in self._owners[id(self.layers[name].weight)]:
-                    if id(module) not in chosen:
-                        where = f"{user}.{parameter}".lstrip(".")
-                        self.leave(name, f"its weight is also {where!r}, which stays float")
-                        changed = True
-                        break
-
-    def summary(self) -> QuantizationSummary:
-        return QuantizationSummary(
-            quantized=self._before | self.chosen,
-            left={name: self.left[name] for name in self.layers if name in self.left},
-            shared={
-                alias: name
-                for name, (_, *aliases) in self.names.items()
-                if name in self.chosen
-                for alias in aliases
-            },
-            tied=dict(self.tied),
-            unmatched=self._unmatched,
-        )
-
-    def _find(self, model: nn.Module) -> None:
-        first: dict[int, str] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
-            if id(module) in first:
-                if isinstance(module, nn.Linear):
-                    self.names[first[id(module)]].append(name)
-                continue
-            first[id(module)] = name
-            for key, parameter in module._parameters.items():
-                self._owners.setdefault(id(parameter), []).append((name, key, module))
-            if isinstance(module, nn.MultiheadAttention):
-                self._in_attention.update(id(child) for child in module.children())
-            if isinstance(module, nn.Linear):
-                self.layers[name] = module
-                self.names[name] = [name]
-
-    def _matches(self, name: str, pattern: str) -> bool:
-        return any(fnmatchcase(alias, pattern) for alias in self.names[name])
-
-    def _unfit(self, linear: nn.Linear) -> str | None:
-        """Why a replacement would not compute the same function, or ``None``."""
-        kind = type(linear).__name__
-        if id(linear) in self._in_attention:
-            return "MultiheadAttention reads its weight directly"
-        if parametrize.is_parametrized(linear):
-            return "it is parametrized; remove the parametrizations first"
-        weight = linear._parameters.get("weight")
-        if weight is None:
-            return "its weight is not a parameter"
-        if is_lazy(weight):
-            return "it is lazy and not initialized yet; run the model once"
-        if type(linear).forward not in (nn.Linear.forward, Linear.forward):
-            return f"{kind} has a forward of its own"
-        if "forward" in linear.__dict__:
-            return "its forward was replaced on the instance"
-        if any(getattr(linear, hooks) for hooks in _HOOKS):
-            return "it has hooks, which a replacement would drop"
-        if linear._modules or linear._buffers or set(linear._parameters) - {"weight", "bias"}:
-            return f"{kind} holds more than weight and bias"
-        if type(weight) not in (Tensor, nn.Parameter):
-            return f"its weight is a {type(weight).__name__}"
-        if weight.dtype not in _FLOATS:
-            return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
-        if weight.is_meta:
-            return "its weight is on the meta device and holds no values"
-        if not weight.numel():
-            return f"its weight is empty, {tuple(weight.shape)}"
-        return None
+    return replacements, tied
 
 
 def _before(model: nn.Module) -> dict[str, LayerRecipe]:
@@ -327,29 +218,3 @@ def _before(model: nn.Module) -> dict[str, LayerRecipe]:
         for name, layer in summary.quantized.items()
         if isinstance(modules.get(name), QuantizedLinear)
     }
-
-
-def _patterns(argument: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    patterns = (value,) if isinstance(value, str) else tuple(value)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{argument} must hold patterns (str), got {type(pattern).__name__}")
-    return patterns
-
-
-def _check_patterns(
-    argument: str, patterns: Iterable[str], names: dict[str, list[str]], model: nn.Module
-) -> None:
-    known = [alias for aliases in names.values() for alias in aliases]
-    for pattern in patterns:
-        if any(fnmatchcase(name, pattern) for name in known):
-            continue
-        message = f"{argument}: no Linear layer matches {pattern!r}"
-        inside = f"{pattern}.*"
-        if any(fnmatchcase(name, inside) for name in known):
-            message += f"; those inside it are {inside!r}"
-        elif near := difflib.get_close_matches(pattern, known, n=3):
-            message += f"; did you mean {' or '.join(map(repr, near))}?"
-        raise ValueError(message)

@@ -1,4 +1,4 @@
-"""Put quantized layers into a model: under every name, with tied weights tied."""
+"""Put other layers into a model: under every name, with tied weights tied."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import copy
 from torch import nn
 
 from .modules import QuantizedLinear
+from .packed_linear import PackedLinear
+
+_OURS = (QuantizedLinear, PackedLinear)
 
 
 def replace_modules(
@@ -34,34 +37,66 @@ def replace_modules(
     for name in replacements:
         if name not in modules:
             raise ValueError(f"model has no layer {name!r}")
+    if inplace:
+        replacer = Replacer(model)
+        for name, module in replacements.items():
+            replacer.replace(modules[name], module)
+        return replacer.finish()
     new = {id(modules[name]): module for name, module in replacements.items()}
     for name, module in replacements.items():
         module.train(modules[name].training)
     if id(model) in new:
         return new[id(model)]
-    if inplace:
-        result = model
-        for parent in set(modules.values()):
+    try:
+        # What deepcopy finds in its memo it takes for the copy: the layers to be replaced are
+        # exchanged in every place that holds them, and their weights never copied.
+        result = copy.deepcopy(model, dict(new))
+    except Exception as error:
+        raise TypeError(f"model cannot be copied ({error}); pass inplace=True") from error
+    _switch_off_fused_paths(result)
+    return result
+
+
+class Replacer:
+    """Puts other modules into a model in place, one at a time. What was replaced is held no more.
+
+    Args:
+        model: any module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._users: dict[int, list[tuple[nn.Module, str]]] = {}  # id of a module → who holds it
+        for parent in model.modules():
             for key, child in parent._modules.items():
-                if id(child) in new:
-                    parent._modules[key] = new[id(child)]
-    else:
-        try:
-            # What deepcopy finds in its memo it takes for the copy: the layers to be replaced are
-            # exchanged in every place that holds them, and their weights never copied.
-            result = copy.deepcopy(model, dict(new))
-        except Exception as error:
-            raise TypeError(f"model cannot be copied ({error}); pass inplace=True") from error
-    for module in result.modules():
+                if child is not None:
+                    self._users.setdefault(id(child), []).append((parent, key))
+
+    def replace(self, old: nn.Module, new: nn.Module) -> None:
+        """Put ``new`` in every place of ``old``, in its training mode."""
+        new.train(old.training)
+        for parent, key in self._users.get(id(old), ()):
+            parent._modules[key] = new
+        if old is self._model:
+            self._model = new
+
+    def finish(self) -> nn.Module:
+        """The model, with paths switched off that go past what was replaced."""
+        _switch_off_fused_paths(self._model)
+        return self._model
+
+
+def _switch_off_fused_paths(model: nn.Module) -> None:
+    """Let ``TransformerEncoderLayer`` call its layers where one of them is ours."""
+    for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and any(
-            isinstance(child, QuantizedLinear) for child in module.children()
+            isinstance(child, _OURS) for child in module.children()
         ):
             module.activation_relu_or_gelu = 0  # the fused path asks for 1 or 2
         if isinstance(module, nn.TransformerEncoder) and any(
-            isinstance(child, QuantizedLinear) for child in module.modules()
+            isinstance(child, _OURS) for child in module.modules()
         ):
             module.use_nested_tensor = False  # it packs padded batches for the fused path only
-    return result
 
 
 def tie_weights(layer: QuantizedLinear, to: QuantizedLinear) -> None:

@@ -1,0 +1,120 @@
+"""One packing for all that compute with the same weight, for as long as the weight lives.
+
+A layer's packing hangs on its :class:`QTensor`. Two more cases need to find one: layers that hold
+the same buffers (tied weights), and the operators of :mod:`zeropoint.ops`, which are given plain
+tensors. Packings remembered for plain tensors are found by the weight tensor itself, are made again
+when one of its tensors was changed in place or exchanged, and go when the weight goes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakValueDictionary, ref
+
+from torch import Tensor
+
+from . import kernels
+from .kernels import PackedWeight
+from .tensor import QTensor
+
+_qtensors: WeakValueDictionary[tuple[int, int, int], QTensor] = WeakValueDictionary()
+_remembered: dict[int, _Remembered] = {}
+
+
+def version(t: Tensor | None) -> int:
+    """How often a tensor was changed in place; −1 where torch does not count."""
+    return -1 if t is None or t.is_inference() else t._version
+
+
+def shared_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor:
+    """One QTensor, and so one packing, for all layers that hold the same buffers (tied weights).
+
+    Args:
+        weight: int8 ``(out, in)``; scale: float32 ``(out,)``; zero_point: int32 ``(out,)``.
+    """
+    q = _living(weight, scale, zero_point)
+    if q is None:
+        q = QTensor(weight, scale, zero_point, 0)
+        _qtensors[id(weight), id(scale), id(zero_point)] = q
+    return q
+
+
+def _living(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor | None:
+    q = _qtensors.get((id(weight), id(scale), id(zero_point)))
+    # An id may have been used before; memory that a living QTensor holds cannot.
+    if (
+        q is None
+        or q._int_repr is not weight
+        or q._scale.data_ptr() != scale.data_ptr()
+        or q._zero_point.data_ptr() != zero_point.data_ptr()
+    ):
+        return None
+    return q
+
+
+class _Remembered:
+    """What was packed of tensors that are not kept alive by it."""
+
+    __slots__ = ("packed", "sources", "versions")
+
+    def __init__(self, tensors: tuple[Tensor, ...], packed: Any) -> None:
+        key = id(tensors[0])
+
+        def forget(_: Any) -> None:
+            if _remembered.get(key) is self:
+                del _remembered[key]
+
+        self.sources = (ref(tensors[0], forget), *map(ref, tensors[1:]))
+        self.versions = tuple(map(version, tensors))
+        self.packed = packed
+
+    def current(self, tensors: tuple[Tensor, ...]) -> bool:
+        return (
+            len(tensors) == len(self.sources)
+            and all(s() is t for s, t in zip(self.sources, tensors, strict=True))
+            and self.versions == tuple(map(version, tensors))
+        )
+
+
+def _packed(tensors: tuple[Tensor, ...], make: Any) -> Any:
+    entry = _remembered.get(id(tensors[0]))
+    if entry is None or not entry.current(tensors):
+        entry = _remembered[id(tensors[0])] = _Remembered(tensors, make())
+    return entry.packed
+
+
+def remembered_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor:
+    """The QTensor of these tensors, whose packing is remembered.
+
+    Args:
+        weight: int8 or uint8 ``(out, in)``.
+        scale: float32, ``(out,)`` or ``()``; zero_point: int32 of the same shape. Both valid.
+    """
+    q = _living(weight, scale, zero_point)
+    if q is not None:
+        forget(weight)  # a layer holds a packing, which serves
+        return q
+    q = QTensor._of(weight, scale, zero_point, 0 if scale.ndim else None)
+    if not kernels.usable(weight, q) or weight.ndim != 2:
+        return q
+
+    def make() -> Any:
+        return PackedWeight(QTensor._of(weight, scale, zero_point, q._axis))._packed
+
+    q._packed = _packed((weight, scale, zero_point), make)
+    return q
+
+
+def remembered_float(weight: Tensor) -> PackedWeight:
+    """The packed form of a float32 or bfloat16 weight ``(out, in)``, remembered."""
+    return _packed((weight,), lambda: PackedWeight(weight.detach()))
+
+
+def forget(weight: Tensor) -> None:
+    """Pack anew at the next use: for changes that torch does not count."""
+    _remembered.pop(id(weight), None)
+
+
+def count() -> int:
+    """How many packings are remembered for plain tensors."""
+    return len(_remembered)
