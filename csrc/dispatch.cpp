@@ -5,6 +5,12 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
@@ -82,12 +88,48 @@ bool cpu_has_amx_bf16() { return cpu_has_amx() && bit(cpuid(7).d, 22); }
 extern const Isa isa_avx2, isa_avxvnni, isa_avx512vnni, isa_amx;
 #endif
 
+#if defined(__aarch64__)
+namespace {
+
+#if defined(__linux__)
+// Bits of the kernel's own (asm/hwcap.h), which it sets only for what it enabled.
+bool os_says(unsigned long type, int bit) { return (getauxval(type) >> bit) & 1u; }
+bool has_dot_product() { return os_says(AT_HWCAP, 20); }      // HWCAP_ASIMDDP
+bool has_matrix_product() { return os_says(AT_HWCAP2, 13); }  // HWCAP2_I8MM
+#elif defined(__APPLE__)
+bool os_says(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+}
+bool has_dot_product() { return os_says("hw.optional.arm.FEAT_DotProd"); }
+bool has_matrix_product() { return os_says("hw.optional.arm.FEAT_I8MM"); }
+#else
+bool has_dot_product() { return false; }
+bool has_matrix_product() { return false; }
+#endif
+
+}  // namespace
+
+bool cpu_has_neon() { return true; }  // part of every 64-bit ARM
+
+bool cpu_has_neondot() { return has_dot_product(); }
+
+bool cpu_has_neoni8mm() { return has_dot_product() && has_matrix_product(); }
+
+extern const Isa isa_neon, isa_neondot, isa_neoni8mm;
+#endif
+
 namespace {
 
 const Isa* const kTable[] = {
 // Best first.
 #if defined(__x86_64__)
     &isa_amx,      &isa_avx512vnni, &isa_avxvnni, &isa_avx2,
+#elif defined(__aarch64__)
+    &isa_neoni8mm,
+    &isa_neondot,
+    &isa_neon,
 #endif
     &isa_portable,
 };

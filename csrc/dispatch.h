@@ -9,6 +9,9 @@ bool cpu_has_avx2();
 bool cpu_has_avxvnni();
 bool cpu_has_avx512vnni();
 bool cpu_has_amx();
+bool cpu_has_neon();
+bool cpu_has_neondot();
+bool cpu_has_neoni8mm();
 // For limits only: no kernel uses them.
 bool cpu_has_avx512bf16();
 bool cpu_has_amx_bf16();

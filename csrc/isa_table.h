@@ -9,6 +9,7 @@ constexpr Isa make_isa(const char* name, bool (*supported)(), float gmacs, float
       supported,
       4,
       1,
+      V::a_offset,
       gmacs,
       float_gmacs,
       {quantize_dynamic<V, F32>, quantize_dynamic<V, BF16>, quantize_dynamic<V, F16>},

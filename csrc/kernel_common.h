@@ -5,7 +5,8 @@
 //
 // V provides: f32, i32, a_t, w_t, lanes; int_rows x int_vecs and float_rows x float_vecs, the
 // register tiles; int_chains, the accumulators below which k is unrolled; a_bytes, the size of a
-// staged activation; quantize_width; and the operations used below.
+// staged activation; a_offset, what the products lower activations by; own_tile, whether V has a
+// `tile` of its own instead of int8_tile; quantize_width; and the operations used below.
 //
 // This file: what kernel_quantize.h, kernel_int8.h and kernel_float.h share. Needs scalar.h.
 

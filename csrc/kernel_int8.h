@@ -1,16 +1,22 @@
 // 8-bit activations x 8-bit weights. Needs kernel_common.h.
 
+// -zero and -128 zero, the factors of the two halves of sum_w, where `zero` is the zero point as
+// the accumulators have it: of activations that V lowers by a_offset.
+template <class V>
+ZP_INLINE int32_t sum_factors(const Row& row) {
+  const int32_t zero = row.zero_point - V::a_offset;
+  return int32_t(uint32_t(uint16_t(-zero)) | uint32_t(-128 * zero) << 16);
+}
+
 // What a row multiplies its accumulators with.
 template <class V>
 struct RowFactors {
   typename V::f32 scale;
   typename V::i32 zero, centered;
 
-  // `zero`: -zero_point and -128 zero_point, the factors of the two halves of sum_w.
   explicit ZP_INLINE RowFactors(const Row& row)
       : scale(V::set1(row.scale)),
-        zero(V::set1_i32(
-            int32_t(uint32_t(uint16_t(-row.zero_point)) | uint32_t(-128 * row.zero_point) << 16))),
+        zero(V::set1_i32(sum_factors<V>(row))),
         centered(V::set1_i32(row.centered)) {}
 
   // The real numbers that accumulators of the outputs from n on stand for, bias included.
@@ -50,9 +56,7 @@ ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typena
   } else {
     const Row& row = b.row[m];
     const auto scale = V::set1(row.scale);
-    // -zero_point and -128 zero_point, the factors of the two halves of sum_w.
-    const auto zero = V::set1_i32(
-        int32_t(uint32_t(uint16_t(-row.zero_point)) | uint32_t(-128 * row.zero_point) << 16));
+    const auto zero = V::set1_i32(sum_factors<V>(row));
     typename V::f32 value[N];
     ZP_EACH(v, N) {
       const int64_t o = n + v * V::lanes;
@@ -155,7 +159,10 @@ ZP_INLINE void int8_rows(int rows, const Int8Block& b, const int8_t* w, int64_t 
   if constexpr (R > 1) {
     if (rows < R) return int8_rows<V, Y, R - 1>(rows, b, w, m, n);
   }
-  int8_tile<V, R, Y>(b, w, m, n);
+  if constexpr (V::own_tile)
+    V::template tile<R, Y>(b, w, m, n);
+  else
+    int8_tile<V, R, Y>(b, w, m, n);
 }
 
 template <class V, Type Y>

@@ -246,7 +246,8 @@ void wide_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
     }
     for (int64_t i = 0; i < count; i++)
       for (int64_t n = first; n < last; n++) {
-        int64_t exact = totals[i * lanes + n - first] - row[i].zero_point * w.sum64[n];
+        const int64_t zero = row[i].zero_point - isa.a_offset;
+        int64_t exact = totals[i * lanes + n - first] - zero * w.sum64[n];
         if (w.zero_point) exact -= w.zero_point[n] * (sums[i] - w.k * row[i].zero_point);
         float value = float(exact) * (row[i].scale * w.scale[n]);
         if (c.bias) value += c.bias[n];

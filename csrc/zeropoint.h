@@ -101,7 +101,7 @@ struct Int8Block {
   const float* bias;  // [panels * 64], or null
   void* y;            // [rows][y_stride], Type y_type; column 0 is output 0
   int64_t y_stride;
-  Type y_type;            // I32: raw accumulators, no epilogue
+  Type y_type;            // I32: raw accumulators (of a - a_offset), no epilogue
   float y_inverse_scale;  // for U8 and S8
   int32_t y_zero_point;
   Post post;
@@ -152,6 +152,7 @@ struct Isa {
   bool (*supported)();  // the CPU has it and the operating system enabled it
   int k_step;           // activations must be readable up to a multiple of this
   int row_step;         // rows are split among threads in multiples of this
+  int a_offset;         // 0, or 128: the kernel lowers activations to int8 before it multiplies
   float gmacs;          // rough speed of one core, int8, billions of multiply-adds a second
   float float_gmacs;    // the same with float activations
   void (*quantize_dynamic[3])(const QuantizeRow&, Row*);  // by Type of x

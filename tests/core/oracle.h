@@ -140,7 +140,9 @@ inline QuantizedRow quantize(const Problem& p, int64_t m) {
     row.zero = clamp_round(-lowest * inverse, 0, 0, 255);
   }
   const float inverse = 1.0f / row.scale;
-  for (int64_t k = 0; k < p.k; k++) row.q[k] = clamp_round(x[k] * inverse, row.zero, 0, 255);
+  for (int64_t k = 0; k < p.k; k++)
+    row.q[k] = p.mode == Static ? clamp_round(std::fma(x[k], inverse, float(row.zero)), 0, 0, 255)
+                                : clamp_round(x[k] * inverse, row.zero, 0, 255);
   return row;
 }
 
