@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bits import assert_same_bits
 from zeropoint import QTensor, functional, kernels, reference
-from zeropoint.tensor import quantize
+from zeropoint.affine import quantize
 
 # Without the core, the reference stands in, so that what surrounds the kernels is tested at least.
 ISAS = [name for name in kernels.available_isas() if name != kernels.REFERENCE] or ["reference"]

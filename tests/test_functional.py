@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import zeropoint
 from bits import assert_same_bits
 from zeropoint import QTensor, functional, kernels, reference
-from zeropoint.tensor import quantize
+from zeropoint.affine import quantize
 
 ENGINES = [e for e in ("fbgemm", "onednn") if e in torch.backends.quantized.supported_engines]
 # Without the dot-product instructions, torch's kernels saturate when both operands use all 8 bits.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import zeropoint
 from bits import assert_same_bits
 from zeropoint import PerChannel, QTensor, QuantSpec
-from zeropoint.tensor import quantize
+from zeropoint.affine import quantize
 
 INF, NAN = math.inf, math.nan
 SMALLEST, LARGEST = 2.0**-149, torch.finfo(torch.float32).max

@@ -1,6 +1,7 @@
 """zeropoint: the Linear layer of a neural network, in float and in integers, for PyTorch."""
 
 from . import functional, ops
+from .affine import choose_qparams, quantize_per_channel, quantize_per_tensor, quantize_to_spec
 from .formats.native import CheckpointError, load, quantize_file, save
 from .formats.native import inspect as inspect_checkpoint
 from .kernels import (
@@ -32,13 +33,7 @@ from .spec import (
     PerTensor,
     QuantSpec,
 )
-from .tensor import (
-    QTensor,
-    choose_qparams,
-    quantize_per_channel,
-    quantize_per_tensor,
-    quantize_to_spec,
-)
+from .tensor import QTensor
 
 __all__ = [
     "ACTIVATION_UINT8",

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
+from .affine import choose_qparams
 from .limits import Bound, Limits
 from .modules import Linear, QuantizedLinear
 from .spec import ACTIVATION_UINT8
-from .tensor import choose_qparams
 
 SHAPES = ((384, 1536), (768, 768), (768, 3072), (3072, 768), (4096, 4096))
 """``(in_features, out_features)`` of layers of small and middling transformers."""
@@ -153,7 +153,7 @@ def table(results: Iterable[Result]) -> Any:
     for heading in ("K × N", "rows", "threads"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in (*TORCH[:2], "torch int8", "dynamic", "static", "weight only"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for name in TORCH:
         table.add_column(
             f"× {name.removeprefix('torch ').removesuffix(' dynamic')}", justify="right"

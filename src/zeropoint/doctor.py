@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 
 from . import functional, kernels, reference
+from .affine import quantize_to_spec
 from .spec import WEIGHT_INT8
-from .tensor import quantize_to_spec
 
 PACKAGES = ("zeropoint", "torch", "numpy", "safetensors", "nanobind-backend", "transformers")
 VARIABLES = (

@@ -15,8 +15,9 @@ from torch._C import _get_tracing_state
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from . import kernels, reference
+from .affine import quantize
 from .kernels import PackedWeight
-from .tensor import QTensor, quantize
+from .tensor import QTensor
 
 
 def linear(

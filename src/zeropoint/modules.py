@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from . import functional
+from .affine import quantize_to_spec
 from .packings import forget, shared_qtensor, version
 from .spec import WEIGHT_INT8, QuantSpec
-from .tensor import QTensor, quantize_to_spec
+from .tensor import QTensor
 
 Mode = Literal["dynamic", "static", "weight-only"]
 """How a :class:`QuantizedLinear` treats its activations."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .affine import choose_qparams
 from .spec import PerTensor, QuantSpec
-from .tensor import choose_qparams
 
 Range = tuple[float, float]
 

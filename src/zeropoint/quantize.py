@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from .affine import quantize_to_spec
 from .calibrate import OBSERVERS, Observer, calibrate, progress_bar
 from .modules import QuantizedLinear
 from .recipes import (
@@ -25,7 +26,6 @@ from .recipes import (
 )
 from .replace import replace_modules, tie_weights
 from .spec import QuantSpec
-from .tensor import quantize_to_spec
 from .walk import ROOT, Selection, show
 
 __all__ = [

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tensor import SMALLEST_SCALE, QTensor, fma, quantize, quantize_fused
+from .affine import fma, quantize, quantize_fused
+from .tensor import SMALLEST_SCALE, QTensor
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..affine import choose_qparams, quantize_per_tensor, quantize_to_spec
 from ..modules import QuantizedLinear
 from ..quantize import LayerRecipe, QuantizationSummary, Recipe, get_recipe
 from ..spec import PerChannel
-from ..tensor import QTensor, choose_qparams, quantize_per_tensor, quantize_to_spec
+from ..tensor import QTensor
 from . import header as _header
 from .container import CheckpointError, Reader, TensorInfo, open_reader, progress_bar
 from .header import LayerInfo, qualified
