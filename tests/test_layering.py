@@ -25,7 +25,7 @@ LAYERS = (
     ("kernels", "reference"),
     ("affine",),
     ("tensor",),
-    ("spec",),
+    ("spec", "interleave"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Folders of alternatives, with the files that these share. Other folders are one module in parts.

@@ -22,6 +22,7 @@ from .observers import (
     PercentileObserver,
 )
 from .packed_linear import PackedLinear
+from .plan import Plan, plan
 from .prepack_model import PrepackingSummary, prepack_model, unpack_model
 from .quantize import QuantizationSummary, quantize
 from .recipes import RECIPES, LayerRecipe, Recipe, get_recipe
@@ -52,6 +53,7 @@ __all__ = [
     "PerChannel",
     "PerTensor",
     "PercentileObserver",
+    "Plan",
     "PrepackingSummary",
     "QTensor",
     "QuantSpec",
@@ -69,6 +71,7 @@ __all__ = [
     "inspect_checkpoint",
     "load",
     "ops",
+    "plan",
     "prepack",
     "prepack_model",
     "quantize",

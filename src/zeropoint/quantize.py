@@ -16,6 +16,7 @@ from torch import nn
 from .affine import quantize_to_spec
 from .calibrate import OBSERVERS, Observer, calibrate, progress_bar
 from .modules import QuantizedLinear
+from .plan import MODES, Plan
 from .recipes import (
     RECIPES,
     LayerRecipe,
@@ -75,8 +76,9 @@ class QuantizationSummary:
 
 def quantize(
     model: nn.Module,
-    recipe: str | Recipe | LayerRecipe = "int8-dynamic",
+    recipe: str | Recipe | LayerRecipe | None = None,
     *,
+    plan: Plan | None = None,
     calibration: Iterable[Any] | None = None,
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
@@ -103,7 +105,10 @@ def quantize(
         model: any module. A layer is known by its qualified name (``named_modules``); a model that
             is itself a Linear has the name ``""``, and the result is a ``QuantizedLinear``.
         recipe: ``"int8-dynamic"``, ``"int8-static"``, ``"int8-weight-only"``, a :class:`Recipe`,
-            or a :class:`LayerRecipe` for all layers.
+            or a :class:`LayerRecipe` for all layers. By default ``"int8-dynamic"``.
+        plan: what :func:`zeropoint.plan` found, instead of a recipe: layers get the integer form it
+            says. Layers that it keeps float stay as they are, also where packed is the form to
+            use, which is :func:`zeropoint.prepack_model`'s to do.
         calibration: batches for static layers: an iterable of tensors (``model(x)``), tuples or
             lists (``model(*x)``) or mappings (``model(**x)``). Needed by static layers only.
         include: glob patterns of the layers to consider; default all. ``*`` also matches dots.
@@ -113,11 +118,11 @@ def quantize(
         progress: show progress bars where it takes over two seconds and stderr is a terminal.
 
     Raises:
-        TypeError: ``model`` is not a module or cannot be copied; ``calibration`` is no iterable of
-            batches.
+        TypeError: ``model`` is not a module or cannot be copied; ``plan`` is no plan;
+            ``calibration`` is no iterable of batches.
         ValueError: an unknown recipe; a pattern that matches no Linear layer; NaN or Inf in a
             weight or in a static layer's input; calibration data missing, empty, or given without
-            need. The model is unchanged then.
+            need; a recipe and a plan, or the plan of another model. The model is unchanged then.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> quantized = quantize(model, "int8-dynamic", exclude="2")
@@ -128,9 +133,15 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    recipe = get_recipe(recipe)
+    if plan is not None:
+        if recipe is not None:
+            raise ValueError(f"recipe must be None where a plan is given, got {recipe!r}")
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a zeropoint.Plan, got {type(plan).__name__}")
+        recipe = plan.recipe()
+    recipe = get_recipe("int8-dynamic" if recipe is None else recipe)
     before = _before(model)
-    selection, unmatched = _choose(model, recipe, include, exclude)
+    selection, unmatched = _choose(model, recipe, plan, include, exclude)
     observers = {
         name: OBSERVERS[layer.observer]()
         for name, layer in selection.chosen.items()
@@ -165,7 +176,7 @@ def quantize(
 
 
 def _choose(
-    model: nn.Module, recipe: Recipe, include: Any, exclude: Any
+    model: nn.Module, recipe: Recipe, plan: Plan | None, include: Any, exclude: Any
 ) -> tuple[Selection, tuple[str, ...]]:
     """What is quantized how, and the recipe's patterns that decided over no layer."""
     decided_by = set()
@@ -173,9 +184,16 @@ def _choose(
     def choose(names: list[str]) -> LayerRecipe | str:
         layer, pattern = recipe.match(names)
         decided_by.add(pattern)
-        return "the recipe keeps it float" if layer is None else layer
+        if layer is not None:
+            return layer
+        return "the recipe keeps it float" if plan is None else plan.why_float(names)
 
     selection = Selection(model, include, exclude, choose)
+    if plan is not None:
+        known = {alias for names in selection.names.values() for alias in names}
+        for name, form in plan.choices.items():
+            if form in MODES and name not in known:
+                raise ValueError(f"plan: the model has no Linear layer {name!r}; plan for it anew")
     for name in selection.chosen:
         if not bool(selection.layers[name].weight.isfinite().all()):
             raise ValueError(f"layer {name!r}: its weight holds NaN or Inf")
