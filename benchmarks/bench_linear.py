@@ -13,6 +13,7 @@ programs first: rows that were disturbed are marked.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -52,7 +53,7 @@ QUICK = {(768, 768): (1, 4, 128), (768, 3072): (16,), (4096, 4096): (1, 128)}
 COLD_SHAPES, COLD_ROWS = SHAPES[-2:], (1, 4, 16)
 THREADS = (1, 2)
 VERSION = 1
-DISTRIBUTIONS = ("torch", "numpy", "onnxruntime", "openvino", "torchao", "zentorch")
+DISTRIBUTIONS = ("zeropoint", "torch", "numpy", "onnxruntime", "openvino", "torchao", "zentorch")
 SPINNERS = ("onnxruntime", "openvino")
 """Libraries with threads of their own, which spin for a while after each call."""
 
@@ -166,6 +167,10 @@ def _machine() -> dict[str, Any]:
         "cpus": facts.usable_cpus,
         "features": facts.cpu_features,
         "isa": facts.active_isa,
+        # So that results of one build are never taken for those of another.
+        "core": hashlib.sha256(Path(facts.core_file).read_bytes()).hexdigest()[:12]
+        if facts.core_file
+        else None,
         "system": facts.system,
         "python": facts.versions["python"],
         "versions": {name: v for name in DISTRIBUTIONS if (v := doctor.version(name))},
@@ -182,7 +187,7 @@ def _open(arguments: argparse.Namespace) -> dict[str, Any]:
             sys.exit(f"{path} is of another version; --fresh overwrites it")
         if content["machine"] != machine and not arguments.report_only:
             sys.exit(
-                f"{path} was made on another machine or with other versions; --fresh overwrites it"
+                f"{path} is of another machine, build or set of versions; --fresh overwrites it"
             )
         return content
     if arguments.report_only:
@@ -217,12 +222,10 @@ def _run(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     with tqdm(total=cells, disable=not sys.stderr.isatty(), delay=2) as bar:
         for block in todo:
             bar.set_description(block.key)
-            for row in _block(block, contenders, arguments, deadline, lambda: cells, flush):
-                result["rows"].append(row)
-                if row["last"]:
-                    cells -= 1
-                    bar.update()
-                del row["last"]
+            for rows in _block(block, contenders, arguments, deadline, cells, flush):
+                result["rows"] += rows
+                bar.update()
+            cells -= len(block.rows)
             result["done"].append(block.key)
             _save(arguments.json, result)
 
@@ -268,9 +271,11 @@ def _block(
     contenders: list[peers.Peer],
     arguments: argparse.Namespace,
     deadline: float,
-    cells_left: Any,
+    cells: int,
     flush: Any,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[list[dict[str, Any]]]:
+    """For each number of rows, a result for each precision. ``cells``: how many numbers of rows,
+    of this block and the following, share the time that is left."""
     torch.set_num_threads(block.threads)
     generator = torch.Generator().manual_seed(block.k * 65537 + block.n)
     case = peers.Case(
@@ -282,9 +287,10 @@ def _block(
     slowness: dict[tuple[str, str], float] = {}  # seconds a row
     spin = any(n in (arguments.peers or peers.MODULES) for n in SPINNERS)
     precisions = list(dict.fromkeys(p.precision for p in contenders))
-    for m in block.rows:
+    for done, m in enumerate(block.rows):
         started = time.monotonic()
-        share = max(deadline - started, 0.0) / cells_left()
+        share = max(deadline - started, 0.0) / (cells - done)
+        results: list[dict[str, Any]] = []
         x = torch.randn(m, block.k, generator=generator).clamp(-INPUT_RANGE, INPUT_RANGE)
         expected = F.linear(x, case.weight, case.bias)
         for index, precision in enumerate(precisions):
@@ -315,18 +321,20 @@ def _block(
                 times = in_turn(calls, estimates, seconds, settle=settle)
             for name, t in times.items():
                 entries[name] = t.to_dict() | entries[name]
-            yield {
-                "k": block.k,
-                "n": block.n,
-                "m": m,
-                "threads": block.threads,
-                "cold": block.cold,
-                "precision": precision,
-                "entries": entries,
-                "left": left,
-                **foreign.share(),
-                "last": index == len(precisions) - 1,
-            }
+            results.append(
+                {
+                    "k": block.k,
+                    "n": block.n,
+                    "m": m,
+                    "threads": block.threads,
+                    "cold": block.cold,
+                    "precision": precision,
+                    "entries": entries,
+                    "left": left,
+                    **foreign.share(),
+                }
+            )
+        yield results
 
 
 def _ready(

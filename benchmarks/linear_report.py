@@ -134,8 +134,9 @@ def limits_table(result: dict[str, Any]) -> str:
     for size in sorted({r.nbytes for r in limits.reads}):
         rates = {r.threads: r.gbs for r in limits.reads if r.nbytes == size}
         cells = [f"{rates[c]:,.0f}" if c in rates else "–" for c in counts]
+        amount = f"{size / 2**20:.3g} MiB" if size >= 1 << 20 else f"{size / 2**10:.3g} KiB"
         levels = "/".join(dict.fromkeys(limits.level(size, c) for c in counts))
-        lines.append([*cells, "GB/s", f"reading {size / 2**20:.4g} MiB, {levels}"])
+        lines.append([*cells, "GB/s", f"reading {amount}, {levels}"])
     return table(lines)
 
 
@@ -150,8 +151,8 @@ def markdown(result: dict[str, Any]) -> str:
         "process, in changing order, each with packed weights of its own, and each result is "
         "compared with float32 before it is "
         "timed. Times are medians, in µs a call from Python. **ratio** is the best peer's time "
-        "divided by ours: above 1, ours is faster. **of the limit** is the least time that this "
-        "CPU allows, divided by ours, with what sets it: its arithmetic (compute), or reading the "
+        "divided by ours (zeropoint): above 1, ours is faster. **of the limit** is the least time "
+        "that this CPU allows, divided by ours, with what sets it: its arithmetic (compute), or reading the "
         "weights once from the level of cache they lie in.",
         f"{machine['cpu']}, {machine['cpus']} CPUs, kernel {machine['isa']} "
         f"({', '.join(machine['features'])}); {machine['system']}; Python {machine['python']}, "

@@ -78,8 +78,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
         handles: dict[str, Any] = {}
+        span = [intensity(r) for r in rows]
         for axes, (title, found) in zip(grid.flat, shown.items(), strict=False):
             axes.set(xscale="log", yscale="log", title=title)
+            axes.set_xlim(min(span) / 1.5, max(span) * 1.5)
             axes.grid(True, which="major", linewidth=0.3, color="0.85")
             for owner, dots in points(found).items():
                 ours = owner == peers.OURS
@@ -94,9 +96,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 )
         if result["limits"]:
             limits = Limits.from_dict(result["limits"])
-            for axes, (title, found) in zip(grid.flat, shown.items(), strict=False):
-                kind = peers.PRECISIONS[PANELS[title][0]].kind
-                _roofs(axes, limits, kind, threads, max(intensity(r) for r in found))
+            for axes, title in zip(grid.flat, shown, strict=False):
+                _roofs(axes, limits, peers.PRECISIONS[PANELS[title][0]].kind, threads)
         for axes in grid[-1]:
             axes.set_xlabel("operations a byte moved (weights, inputs, outputs)")
         for line in grid:
@@ -115,10 +116,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     write_text(path, "\n".join(line.rstrip() for line in buffer.getvalue().split("\n")))
 
 
-def _roofs(axes: Any, limits: Limits, kind: str, threads: int, right: float) -> None:
+def _roofs(axes: Any, limits: Limits, kind: str, threads: int) -> None:
     """A horizontal line for each instruction set's arithmetic, a slope for each level of memory."""
-    top = 0.0
-    left = axes.get_xlim()[0]
+    left, right = axes.get_xlim()
+    small = {"textcoords": "offset points", "fontsize": 7}
     peaks = {
         p.isa: p.gops
         for p in limits.peaks
@@ -129,23 +130,16 @@ def _roofs(axes: Any, limits: Limits, kind: str, threads: int, right: float) -> 
         if any(abs(gops / other - 1) < 0.25 for other in drawn):
             continue  # the same registers under another name
         drawn.append(gops)
-        top = max(top, gops)
         axes.axhline(gops, color="black", linewidth=0.8, zorder=1)
-        axes.annotate(
-            f"{kind}, {isa}: {gops:,.0f}", (left, gops), xytext=(2, 2),
-            textcoords="offset points", fontsize=7,
-        )  # fmt: skip
+        axes.annotate(f"{isa} {gops:,.0f}", (right, gops), xytext=(-2, 2), ha="right", **small)
     levels: dict[str, float] = {}
     for read in limits.reads:
         if read.threads == threads:
             level = limits.level(read.nbytes, threads)
             levels[level] = max(levels.get(level, 0.0), read.gbs)
-    for (level, gbs), dashes in zip(
-        levels.items(), ((1, 1), (3, 1), (5, 2), (8, 2), (2, 2)), strict=False
-    ):
-        end = min(top / gbs, right) if top else right
-        axes.plot([left, end], [left * gbs, end * gbs], color="black", linewidth=0.8, dashes=dashes)
-        axes.annotate(
-            f"{level}: {gbs:,.0f} GB/s", (end, end * gbs), xytext=(-4, -9),
-            textcoords="offset points", fontsize=7, ha="right",
-        )  # fmt: skip
+    levels.pop("L1", None)  # no layer worth timing fits there
+    for (level, gbs), dashes in zip(levels.items(), ((1, 1), (4, 1), (8, 2)), strict=False):
+        end = min(max(drawn, default=right * gbs) / gbs, right)
+        line = [left, end], [left * gbs, end * gbs]
+        axes.plot(*line, color="black", linewidth=0.8, dashes=dashes, zorder=1)
+        axes.annotate(f"{level} {gbs:,.0f} GB/s", (left, left * gbs), xytext=(3, 6), **small)

@@ -1,0 +1,189 @@
+"""bench_linear: every adapter computes the layer, and the tables say what was timed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import bench_linear
+import linear_report
+import linear_timing
+import peers
+import roofline
+
+ARGUMENTS = ["--shapes", "64x96", "--rows", "1", "3", "--threads", "1", "--budget", "0.01"]
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str, peers_: str = "torch"
+) -> dict[str, Any]:
+    file = folder / "results.json"
+    arguments = [*ARGUMENTS, "--json", str(file), "--peers", peers_, *more]
+    monkeypatch.setattr(sys, "argv", ["bench_linear.py", *arguments])
+    monkeypatch.setattr(bench_linear.limits, "SIZES", (1 << 14,))
+    before = torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        bench_linear.main()
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_grad_enabled(before[1])
+    return json.loads(file.read_text())
+
+
+CASES, ABSENT = peers.available()
+QUICK = [p for p in CASES if not p.slow]
+
+
+@pytest.mark.parametrize("peer", QUICK, ids=lambda p: f"{p.name}, {p.precision}")
+def test_adapter_computes_the_layer(peer: peers.Peer) -> None:
+    generator = torch.Generator().manual_seed(0)
+    k, n = 128, 96
+    case = peers.Case(
+        torch.randn(n, k, generator=generator) / k**0.5, torch.randn(n, generator=generator), 1
+    )
+    for m in (3, 1):
+        x = torch.randn(m, k, generator=generator).clamp(-4, 4)
+        prepared: dict[Any, Any] = {}
+        with torch.no_grad():
+            expected = F.linear(x, case.weight, case.bias)
+            ready = bench_linear._ready(peer, case, m, x, expected, prepared)
+        if isinstance(ready, str) and not ready.startswith("wrong"):
+            pytest.skip(ready)
+        assert not isinstance(ready, str), ready
+
+
+def test_wrong_result_is_not_timed() -> None:
+    def prepare(case: peers.Case, rows: int) -> peers.Layer:
+        return peers.Layer(lambda x: -F.linear(x, case.weight, case.bias))
+
+    case = peers.Case(torch.randn(4, 8), torch.randn(4), 1)
+    x = torch.randn(2, 8)
+    expected = F.linear(x, case.weight, case.bias)
+    peer = peers.Peer("odd", "float32", prepare)
+    assert "wrong" in str(bench_linear._ready(peer, case, 2, x, expected, {}))
+
+
+def test_each_adapter_packs_for_itself() -> None:
+    case = peers.Case(torch.randn(4, 8), torch.randn(4), 1)
+    packings = [peers.torch_._pack(case, "fbgemm") for _ in range(2)]
+    assert packings[0] is not packings[1]
+
+
+def test_missing_library_is_left_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers.onnxruntime_, "missing", lambda: "not here")
+    found, absent = peers.available(["onnxruntime", "torch"])
+    assert absent == {"onnxruntime": "not here"}
+    assert {p.name.split()[0] for p in found} == {"zeropoint", "torch"}
+    with pytest.raises(ValueError, match="libraries"):
+        peers.available(["numpy"])
+
+
+def test_run_covers_every_precision_and_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(monkeypatch, tmp_path)
+    assert [(r["m"], r["precision"]) for r in first["rows"]] == [
+        (m, p) for m in (1, 3) for p in peers.PRECISIONS
+    ]
+    for row in first["rows"]:
+        assert peers.OURS in row["entries"]
+        for entry in row["entries"].values():
+            assert 0 < entry["low"] <= entry["us"] <= entry["high"]
+            assert entry["n"] >= 3
+    assert "ratio" in capsys.readouterr().out
+    again = run(monkeypatch, tmp_path)
+    assert again["rows"] == first["rows"]
+    more = run(monkeypatch, tmp_path, "--shapes", "64x96", "32x32")
+    assert more["rows"][: len(first["rows"])] == first["rows"]
+    assert {r["k"] for r in more["rows"]} == {64, 32}
+
+
+def test_file_of_another_machine_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "results.json"
+    content = {"version": bench_linear.VERSION, "machine": {"cpu": "another"}}
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="another machine, build"):
+        run(monkeypatch, tmp_path)
+
+
+def test_report_and_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
+    run(monkeypatch, tmp_path, "--markdown", str(page), "--plot", str(plot))
+    text = page.read_text()
+    for part in ("zeropoint", "torch", "64 × 96", "int8 weight-only bf16", "In short"):
+        assert part in text
+    first = plot.read_bytes()
+    assert first.startswith(b"<?xml")
+    assert b"</svg>" in first
+    run(monkeypatch, tmp_path, "--report-only", "--plot", str(plot))
+    assert plot.read_bytes() == first  # the same data give the same bytes
+
+
+def row(ours: float, **others: float) -> dict[str, Any]:
+    entries = {"zeropoint": {"us": ours}} | {n: {"us": us} for n, us in others.items()}
+    return {
+        "k": 64, "n": 96, "m": 2, "threads": 1, "cold": False, "precision": "float32",
+        "entries": entries, "left": {}, "foreign": 0.0, "steal": 0.0,
+    }  # fmt: skip
+
+
+def test_ratio_is_the_best_peer_over_ours() -> None:
+    assert linear_report.ratio(row(2.0, torch=6.0, other=3.0)) == 1.5
+    assert linear_report.ratio(row(2.0)) is None
+    rows = [row(1.0, torch=3.0), row(1.0, torch=0.5), row(1.0, torch=1.5)]
+    result = {"rows": rows, "limits": None, "machine": {"isa": "x"}}
+    values = [linear_report.ratio(r) for r in linear_report.compared(result)]
+    assert values == [0.5, 1.5, 3.0]
+    assert "| 3 | 2 | 0.50 | 1.50 | 3.00 |" in linear_report.summary(result)
+
+
+def test_disturbed_rows_are_marked() -> None:
+    quiet, busy = row(1.0, torch=1.0), row(1.0, torch=2.0)
+    busy["foreign"] = 0.5
+    text = linear_report.full({"limits": None}, [quiet, busy])
+    assert "| 1.00 |" in text
+    assert "| 2.00† |" in text
+
+
+def test_foreign_load_is_noticed() -> None:
+    if linear_timing.Foreign().start is None:
+        pytest.skip("no /proc/stat here")
+    times = iter([(0.0, 10.0, 4.0, 1.0), (2.0, 14.0, 7.0, 1.5)])
+    watch = linear_timing.Foreign.__new__(linear_timing.Foreign)
+    watch._now = lambda: next(times)  # type: ignore[method-assign]
+    watch.start = watch._now()
+    assert watch.share() == {"foreign": 0.5, "steal": 0.25}
+
+
+def test_all_take_turns_in_changing_order() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: (order.append(name), time.sleep(1e-4)) for name in "abc"}
+    times = linear_timing.in_turn(calls, dict.fromkeys(calls, 1e-4), 2e-3, settle=0.0)
+    assert all(len(t.samples) >= linear_timing.ROUNDS for t in times.values())
+    turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert len({tuple(turns[i : i + 3]) for i in range(0, len(turns) - 2, 3)}) > 1
+
+
+def test_cold_flushes_before_every_call() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    linear_timing.cold(calls, dict.fromkeys(calls, 1.0), 3, lambda: order.append("flush"))
+    assert order[::2] == ["flush"] * 6
+    assert sorted(order[1::2]) == ["a"] * 3 + ["b"] * 3
+
+
+def test_intensity_counts_weights_inputs_and_outputs() -> None:
+    assert roofline.intensity(row(1.0)) == pytest.approx(
+        2 * 2 * 64 * 96 / (4 * (64 * 96 + 2 * 64 + 2 * 96))
+    )
+    assert roofline.library("torch fbgemm") == "torch"
+    assert roofline.library("torchao compiled") == "torchao"
