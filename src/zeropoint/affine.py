@@ -7,8 +7,8 @@ There are two moments to add the zero point, which differ by one only where ``x/
 halfway between integers: 0.5 with zero point 1 becomes 1 or 2. Per tensor it is added before the
 rounding, in one fused operation (:func:`quantize_fused`), as ``torch.quantize_per_tensor`` does on
 x86: that is what :func:`quantize_per_tensor` and static activations do. Rows quantized on the fly
-and integer outputs add it afterwards (:func:`quantize`). :func:`quantize_per_channel` adds it before
-the rounding, in two operations, as ``torch.quantize_per_channel``.
+and integer outputs add it afterwards (:func:`quantize`). :func:`quantize_per_channel` adds it
+before the rounding, in two operations, as ``torch.quantize_per_channel``.
 """
 
 from __future__ import annotations
