@@ -40,7 +40,7 @@ format: $(VENV)/.test ## bring Python and C++ files into style
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 bench: $(VENV)/.test ## time single layers, then a model, against torch
-	$(BIN)/python benchmarks/bench_linear.py
+	$(BIN)/python benchmarks/bench_linear.py --quick --fresh
 	$(BIN)/python benchmarks/bench_model.py
 
 clean: ## remove the environment and all that was built

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import linear_report
 import peers
-from linear_timing import Foreign, cold, in_turn, once
+from linear_timing import ROUNDS, Foreign, cold, in_turn, once
 from peers.common import INPUT_RANGE, one_line
 from zeropoint import doctor, limits
 from zeropoint.report.numbers import write_text
@@ -288,8 +288,8 @@ def _block(
     spin = any(n in (arguments.peers or peers.MODULES) for n in SPINNERS)
     precisions = list(dict.fromkeys(p.precision for p in contenders))
     for done, m in enumerate(block.rows):
-        started = time.monotonic()
-        share = max(deadline - started, 0.0) / (cells - done)
+        # What preparation takes is not the fault of these rows: those that follow share it.
+        share, spent = max(deadline - time.monotonic(), 0.0) / (cells - done), 0.0
         results: list[dict[str, Any]] = []
         x = torch.randn(m, block.k, generator=generator).clamp(-INPUT_RANGE, INPUT_RANGE)
         expected = F.linear(x, case.weight, case.bias)
@@ -310,15 +310,15 @@ def _block(
                 slowness[key] = took / m
                 calls[peer.name] = call
                 entries[peer.name] = {"error": float(f"{error:.3g}")}
-            remaining = share - (time.monotonic() - started)
-            slot = remaining / (len(precisions) - index) / max(len(calls), 1)
+            slot = (share - spent) / (len(precisions) - index) / max(len(calls), 1)
             settle = 0.008 if spin and block.threads > 1 else 0.001
-            foreign = Foreign()
+            foreign, started = Foreign(), time.monotonic()
             if flush:
                 times = cold(calls, estimates, 5, flush)
             else:
-                seconds = min(max(slot - settle * 5, 0.005), 1.0)
+                seconds = min(max(slot - settle * ROUNDS, 0.01), 1.0)
                 times = in_turn(calls, estimates, seconds, settle=settle)
+            spent += time.monotonic() - started
             for name, t in times.items():
                 entries[name] = t.to_dict() | entries[name]
             results.append(

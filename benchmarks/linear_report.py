@@ -86,7 +86,7 @@ def full(result: dict[str, Any], rows: Iterable[Row]) -> str:
                 str(row["threads"]),
                 microseconds(ours["us"]),
                 reached,
-                row["precision"],
+                row["precision"] + (", cold" if row["cold"] else ""),
                 "; ".join(f"{name} {microseconds(us)}" for name, us in others),
             ]
         )
@@ -152,8 +152,8 @@ def markdown(result: dict[str, Any]) -> str:
         "compared with float32 before it is "
         "timed. Times are medians, in µs a call from Python. **ratio** is the best peer's time "
         "divided by ours (zeropoint): above 1, ours is faster. **of the limit** is the least time "
-        "that this CPU allows, divided by ours, with what sets it: its arithmetic (compute), or reading the "
-        "weights once from the level of cache they lie in.",
+        "that this CPU allows, divided by ours, with what sets it: its arithmetic (compute), or "
+        "reading the weights once from the level of cache they lie in.",
         f"{machine['cpu']}, {machine['cpus']} CPUs, kernel {machine['isa']} "
         f"({', '.join(machine['features'])}); {machine['system']}; Python {machine['python']}, "
         f"{versions}.",

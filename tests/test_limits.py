@@ -51,8 +51,8 @@ def test_every_instruction_set_and_size_is_measured() -> None:
             assert {p.isa for p in found.peaks if (p.kind, p.threads) == (kind, threads)} == isas
         assert [r.nbytes for r in found.reads if r.threads == threads] == [1 << 14, 1 << 16]
     assert all(p.gops > 0.01 for p in found.peaks)
-    # Two such instructions a cycle is the most there is, and no clock has 6 GHz: a loop in which the
-    # compiler found something to save would exceed that.
+    # Two such instructions a cycle is the most there is, and no clock has 6 GHz: a loop in which
+    # the compiler found something to save would exceed that.
     for p in found.peaks:
         if (p.isa, p.kind) in OPERATIONS:
             assert p.gops < OPERATIONS[p.isa, p.kind] * 2 * 6 * p.threads, p
