@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..packed_linear import PackedLinear
 from .container import CheckpointError
 
 
@@ -43,6 +44,11 @@ def slots_of(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Slot]:
             slots[f"{prefix}.{key}" if prefix else key] = Slot(module, key)
     state = model.state_dict(keep_vars=True)
     for name in state.keys() ^ slots.keys():
+        layer = name.rpartition(".")[0]
+        if isinstance(dict(model.named_modules()).get(layer), PackedLinear):
+            raise CheckpointError(
+                path, "the layer is packed; use zeropoint.unpack_model first", layer, name
+            )
         raise CheckpointError(
             path,
             "the model's state_dict has an entry of its own making (extra state or a hook), which "
