@@ -371,11 +371,10 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
     # Under torch.jit.trace sizes are tensors, not int.
     if type(got) is not int or got != k or not p.current() or dispatch_modes():
         return None
-    if type(weight) is PackedWeight:
-        if bias is None:
-            bias = weight._bias
-        elif kind != "linear_float":
+    if type(weight) is PackedWeight and kind != "linear_float":  # there the caller looked
+        if bias is not None:
             return None
+        bias = weight._bias
     address = 0
     if bias is not None:
         if bias.shape != p.bias_shape or bias.dtype is not torch.float32 or bias.requires_grad:

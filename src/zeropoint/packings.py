@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary, ref
 from torch import Tensor
 
 from . import kernels
-from .kernels import PackedWeight
+from .kernels import PackedWeight, prepack
 from .tensor import QTensor
 
 _qtensors: WeakValueDictionary[tuple[int, int, int], QTensor] = WeakValueDictionary()
@@ -76,11 +76,13 @@ class _Remembered:
         )
 
 
-def _packed(tensors: tuple[Tensor, ...], make: Any) -> Any:
+def _recall(*tensors: Tensor) -> Any:
     entry = _remembered.get(id(tensors[0]))
-    if entry is None or not entry.current(tensors):
-        entry = _remembered[id(tensors[0])] = _Remembered(tensors, make())
-    return entry.packed
+    return entry.packed if entry is not None and entry.current(tensors) else None
+
+
+def _remember(packed: Any, *tensors: Tensor) -> None:
+    _remembered[id(tensors[0])] = _Remembered(tensors, packed)
 
 
 def remembered_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor:
@@ -88,26 +90,39 @@ def remembered_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTe
 
     Args:
         weight: int8 or uint8 ``(out, in)``.
-        scale: float32, ``(out,)`` or ``()``; zero_point: int32 of the same shape. Both valid.
+        scale: float32, ``(out,)`` or ``()``; zero_point: int32 of the same shape.
+
+    Raises:
+        TypeError, ValueError: tensors that do not fit together, or values out of range.
     """
     q = _living(weight, scale, zero_point)
     if q is not None:
         forget(weight)  # a layer holds a packing, which serves
         return q
-    q = QTensor._of(weight, scale, zero_point, 0 if scale.ndim else None)
-    if not kernels.usable(weight, q) or weight.ndim != 2:
-        return q
-
-    def make() -> Any:
-        return PackedWeight(QTensor._of(weight, scale, zero_point, q._axis))._packed
-
-    q._packed = _packed((weight, scale, zero_point), make)
+    axis = 0 if scale.ndim else None
+    packed = _recall(weight, scale, zero_point)
+    if packed is not None:
+        q = QTensor._of(weight, scale, zero_point, axis)
+    else:
+        q = QTensor(weight, scale, zero_point, axis)
+        if kernels.usable(weight, q):
+            packed = prepack(q)._packed
+            _remember(packed, weight, scale, zero_point)
+    q._packed = packed
     return q
 
 
 def remembered_float(weight: Tensor) -> PackedWeight:
-    """The packed form of a float32 or bfloat16 weight ``(out, in)``, remembered."""
-    return _packed((weight,), lambda: PackedWeight(weight.detach()))
+    """The packed form of a float32 or bfloat16 weight ``(out, in)``, remembered.
+
+    Raises:
+        TypeError, ValueError: another weight.
+    """
+    packed = _recall(weight)
+    if packed is None:
+        packed = prepack(weight.detach())
+        _remember(packed, weight)
+    return packed
 
 
 def forget(weight: Tensor) -> None:
