@@ -130,7 +130,7 @@ def test_arguments_are_checked():
 @pytest.fixture
 def packs(monkeypatch):
     """How many weights were packed."""
-    if kernels.core_error() is not None:
+    if kernels.active_isa() == kernels.REFERENCE:
         pytest.skip("no core")
     made = []
     original = kernels._Packed.__init__
@@ -177,7 +177,7 @@ def test_packings_go_with_their_weights():
     weight = torch.randn(N, K)
     OPS.linear_dynamic(x, *tensors)
     OPS.linear_float(x, weight)
-    if kernels.core_error() is None:
+    if kernels.active_isa() != kernels.REFERENCE:
         assert packings.count() == before + 2
     gc.disable()  # no cycle may hold them
     try:
@@ -349,11 +349,14 @@ def test_dispatch_modes_see_the_operator():
             return func(*args, **(kwargs or {}))
 
     model, x = model_of("int8-dynamic")
+    packed = PackedLinear(K, N)
     expected = model(x)
     with torch.no_grad(), Watch():
         got = model(x)
+        packed(x)
     assert_same_bits(got, expected)
     assert seen.count("zeropoint.linear_dynamic.default") == 2
+    assert seen.count("zeropoint.linear_packed.default") == 1
 
 
 def test_fake_tensors_get_shapes():
@@ -382,7 +385,7 @@ def test_torch_jit_trace_is_refused_with_the_reason():
 
 
 def test_plain_eager_calls_skip_the_dispatcher(monkeypatch):
-    if kernels.core_error() is not None:
+    if kernels.active_isa() == kernels.REFERENCE:
         pytest.skip("no core")
     monkeypatch.setattr(F, "record", lambda *a: pytest.fail("through the dispatcher"))
     for recipe in ("int8-dynamic", "int8-static", "int8-weight-only"):

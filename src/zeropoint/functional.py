@@ -68,33 +68,31 @@ def linear(
         if scale is not None or zero_point is not None:
             raise TypeError("scale and zero_point are for a QTensor input with a QTensor weight")
         bias = _own_bias(weight, bias)
-        if is_dynamo_compiling() or (type(input) is not Tensor and recorded(input)):
+        if activation is residual and not is_dynamo_compiling():  # both None
+            y = kernels.quick("linear_float", input, weight, bias)
+            if y is not None:
+                return y
+        if recorded(input):
             return record("linear_float", input, weight, bias, (), activation, residual)
         return compute_packed(input, weight, bias, activation, residual)
-    input, given = _own(input), weight
-    weight, bias = _operands(weight, bias)
+    input, weight = _own(input), _own(weight)
+    integers = isinstance(weight, QTensor | PackedWeight)
     if isinstance(input, QTensor):
-        if not isinstance(weight, QTensor):
+        if not integers:
             raise TypeError(f"weight must be a QTensor when input is one, got {_name(weight)}")
         if residual is not None:
             raise TypeError("residual is for float results; with a QTensor input it must be None")
         if recorded(input._int_repr):
             scale = input._scale if scale is None else scale
             zero_point = input._zero_point if zero_point is None else zero_point
-            qparams = (scale, zero_point)
-            return record("linear_quantized", input, given, bias, qparams, activation, None)
-        return compute_quantized(input, weight, bias, scale, zero_point, activation)
+            bias, qparams = _own_bias(weight, bias), (scale, zero_point)
+            return record("linear_quantized", input, weight, bias, qparams, activation, None)
+        weight, bias = _operands(weight, bias)
+        return compute_quantized(input, weight, bias, scale, zero_point, activation)  # type: ignore[arg-type]
     if scale is not None or zero_point is not None:
         raise TypeError("scale and zero_point are for a QTensor input; input is a float tensor")
-    if isinstance(weight, QTensor):
-        bias = None if isinstance(given, PackedWeight) else bias
-        return linear_weight_only(
-            input,
-            given,  # type: ignore[arg-type]
-            bias,
-            activation=activation,
-            residual=residual,
-        )
+    if integers:
+        return linear_weight_only(input, weight, bias, activation=activation, residual=residual)  # type: ignore[arg-type]
     y = F.linear(input, weight, bias)  # type: ignore[arg-type]
     y = _TORCHS_ACTIVATIONS[_activation(activation)](y)
     return y if residual is None else y + residual
@@ -135,10 +133,6 @@ def compute_packed(
     residual: Tensor | None,
 ) -> Tensor:
     """Check and compute :func:`linear` with a packed float weight and any bias."""
-    if activation is residual:  # both None
-        y = kernels.quick("linear_float", input, weight, bias)
-        if y is not None:
-            return y
     if not isinstance(input, Tensor) or not input.is_floating_point():
         raise TypeError(f"input must be a floating-point tensor, got {_name(input)}")
     _check_shapes(input, weight, bias)
@@ -193,7 +187,7 @@ def linear_static(
     input = _own(input)
     qparams = (input_scale, input_zero_point)
     if isinstance(input, QTensor):
-        if qparams != (None, None):
+        if input_scale is not None or input_zero_point is not None:
             raise TypeError("input_scale and input_zero_point are for a float input")
         if recorded(input._int_repr):
             bias = _own_bias(weight, bias)
