@@ -204,15 +204,14 @@ def _advise_torch(f: Facts, say: Any) -> None:
         say(
             "warning",
             "torch was built without oneDNN and MKL: its float layers are slow here, and look slow "
-            "in comparisons. Use a build from pypi.org or download.pytorch.org/whl/cpu.",
+            "in comparisons. Use one of PyTorch's own builds.",
         )
     if f.torch_build.get("openmp") == "no":
         say("warning", "torch was built without OpenMP: it shares no threads with the core.")
     if f.torch_build.get("cuda", "no") != "no" and f.torch_build.get("gpu") == "no":
         say(
             "note",
-            "This torch is a CUDA build without a GPU to use; the build for CPUs is smaller "
-            "(https://download.pytorch.org/whl/cpu).",
+            "This torch is a CUDA build without a GPU to use; PyTorch's build for CPUs is smaller.",
         )
     x86 = "avx2" in f.cpu_features
     if x86 and not {"avx512_bf16", "amx_bf16"} & set(f.cpu_features):
