@@ -133,14 +133,14 @@ class Plan:
                 )
                 for s in d["shapes"]
             )
-            lists = {key: tuple(d[key]) for key in ("allow", "notes")}
-            rest = {key: d[key] for key in ("left", "threads", "isa")}
+            rest: dict[str, Any] = {key: d[key] for key in ("left", "threads", "isa")}
+            rest |= {key: tuple(d[key]) for key in ("allow", "notes")}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan: {error}") from error
         for shape in shapes:
             if shape.choice not in FORMS or "float" not in shape.times:
                 raise ValueError(f"a form must be one of {', '.join(FORMS)}: {shape.choice!r}")
-        return cls(shapes, **lists, **rest)
+        return cls(shapes, **rest)
 
     def __rich__(self) -> Any:
         from rich.console import Group
