@@ -172,5 +172,6 @@ def test_unpack_model(inplace):
 
 
 def test_checkpoints_say_how_to_save_it(tmp_path):
-    with pytest.raises(zeropoint.CheckpointError, match=r"'[02]'.*packed; use zeropoint.unpack_model"):
+    said = r"'[02]'.*packed; use zeropoint.unpack_model"
+    with pytest.raises(zeropoint.CheckpointError, match=said):
         zeropoint.save(prepack_model(mlp()), tmp_path / "model.safetensors")
