@@ -54,19 +54,9 @@ ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typena
       for (int l = 0; l < left; l++) y[l] = lane[l];
     }
   } else {
-    const Row& row = b.row[m];
-    const auto scale = V::set1(row.scale);
-    const auto zero = V::set1_i32(sum_factors<V>(row));
+    const RowFactors<V> row(b.row[m]);
     typename V::f32 value[N];
-    ZP_EACH(v, N) {
-      const int64_t o = n + v * V::lanes;
-      auto sum = V::add_pairs(acc[v], V::load_i32(b.w->sum + 2 * o), zero);
-      if (b.w->zero_point)
-        sum = V::sub_i32(sum,
-                         V::mul_i32(V::load_i32(b.w->zero_point + o), V::set1_i32(row.centered)));
-      value[v] = V::mul(V::to_f32(sum), V::mul(scale, V::template load<F32>(b.w->scale, o)));
-      if (b.bias) value[v] = V::add(value[v], V::template load<F32>(b.bias, o));
-    }
+    ZP_EACH(v, N) value[v] = row.real(b, n + v * V::lanes, acc[v]);
     if constexpr (Y == U8 || Y == S8) {
       uint8_t* y = static_cast<uint8_t*>(b.y) + at;
       uint8_t lane[N * V::lanes];
