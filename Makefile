@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
+CMAKE ?= cmake
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -13,20 +14,57 @@ BUILD := $(INSTALL) --build-constraint constraints.txt
 WHAT := '.[report,models]'
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE constraints.txt \
   $(shell find csrc src -type f -not -path '*/__pycache__/*')
-CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h tests/core/*.cpp tests/core/*.h)
 FLOOR := 3, 11
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-core test-aarch64 test-sanitizers lint format bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## train, quantize and measure a small and a real model; minutes the first time
 	$(BIN)/python examples/demo.py --out $(OUT)
 
 test: $(VENV)/.test lint ## all checks and tests, with the C++ core's warnings as errors
 	ZEROPOINT_REQUIRE_CORE=1 $(BIN)/python -m pytest tests --pyargs zeropoint
+
+CORE_TESTS := -DZEROPOINT_PYTHON=OFF -DZEROPOINT_CORE_TESTS=ON -DZEROPOINT_WERROR=ON
+
+test-core: ## the core alone, without Python, against loops that anyone can check by eye
+	$(CMAKE) -S . -B build/core $(CORE_TESTS)
+	$(CMAKE) --build build/core --parallel
+	build/core/test_core
+
+# Under qemu-user, as a CPU that has everything, one without matrix products, one without the dot
+# product: each must run just what it has.
+QEMU := qemu-aarch64-static -L /usr/aarch64-linux-gnu
+test-aarch64: ## the core's NEON kernels, cross-compiled and emulated
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64-static >/dev/null || { echo "this needs \
+	g++-aarch64-linux-gnu and qemu-user-static (Debian's names)"; exit 1; }
+	$(CMAKE) -S . -B build/aarch64 --toolchain cmake/aarch64-linux-gnu.cmake $(CORE_TESTS)
+	$(CMAKE) --build build/aarch64 --parallel
+	$(QEMU) -cpu max build/aarch64/test_core --isas=neoni8mm,neondot,neon,portable
+	$(QEMU) -cpu cortex-a76 build/aarch64/test_core --isas=neondot,neon,portable
+	$(QEMU) -cpu cortex-a53 build/aarch64/test_core --isas=neon,portable
+
+# The extension is built a second time, beside a copy of the package. Leaks are not looked for:
+# Python and torch keep what they have until the end.
+SANITIZED := build/sanitizers
+PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+test-sanitizers: $(VENV)/.test ## the kernels' tests, stopping at undefined behaviour
+	$(BUILD) 'nanobind>=3.0,<4'
+	$(CMAKE) -S . -B $(SANITIZED) -DZEROPOINT_SANITIZE=ON -DZEROPOINT_CORE_TESTS=ON \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(CMAKE) --build $(SANITIZED) --parallel
+	$(SANITIZED)/test_core
+	rm -rf $(SANITIZED)/python
+	mkdir -p $(SANITIZED)/python
+	cp -r src/zeropoint $(SANITIZED)/python
+	$(CMAKE) --install $(SANITIZED) --prefix $(SANITIZED)/python
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/python \
+	  ZEROPOINT_REQUIRE_CORE=1 $(BIN)/python -m pytest tests/test_kernels.py \
+	  tests/test_kernels_process.py tests/test_kernels_one_answer.py tests/test_fused.py
 
 lint: $(VENV)/.test ## style and types only
 	$(BIN)/ruff check
