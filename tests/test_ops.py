@@ -124,6 +124,24 @@ def test_arguments_are_checked():
         OPS.linear_packed(x, None, -1, N)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@pytest.mark.parametrize("name", ["linear_float", "linear_dynamic"])
+def test_gradients_are_those_of_torch(name, activation):
+    x, *rest = arguments(name, requires_grad=True)
+    residual, weights = torch.randn(3, N, requires_grad=True), torch.randn(3, N)
+    op = getattr(OPS, name)
+    bias = rest[-1]
+    leaves = [x, bias, residual, *(t for t in rest[:1] if t.requires_grad)]
+    got = torch.autograd.grad((op(x, *rest, activation, residual) * weights).sum(), leaves)
+    before = op(x, *rest).detach().requires_grad_()
+    y = before if activation is None else getattr(nn.functional, activation)(before)
+    (grad,) = torch.autograd.grad((y * weights).sum(), before)
+    weight = rest[0] if name == "linear_float" else QTensor(*rest[:3], 0).dequantize()
+    expected = [grad @ weight, grad.sum(0), weights, grad.T @ x]
+    for g, e in zip(got, expected, strict=False):
+        torch.testing.assert_close(g, e)
+
+
 # What is packed is remembered for as long as it is right
 
 
@@ -365,7 +383,7 @@ def test_fake_tensors_get_shapes():
     with FakeTensorMode():
         x, bias = torch.randn(2, 3, K), torch.randn(N)
         q = QTensor._of(torch.zeros(N, K, dtype=torch.int8), torch.ones(N), torch.zeros(N), 0)
-        y = F.linear_dynamic(x.bfloat16(), q, bias)
+    y = F.linear_dynamic(x.bfloat16(), q, bias)
     assert (y.shape, y.dtype) == ((2, 3, N), torch.bfloat16)
 
 
@@ -380,6 +398,7 @@ def test_subclasses_of_tensor():
 
 def test_torch_jit_trace_is_refused_with_the_reason():
     model, x = model_of("int8-dynamic")
+    model(x)  # packed weights take the short way, which must not be taken
     with pytest.raises(RuntimeError, match=r"use torch.export"):
         torch.jit.trace(model, x)
 

@@ -132,12 +132,12 @@ def test_equal_layers_are_timed_once_and_rows_counted(fake_times):
 
         def forward(self, x):
             x = self.b(self.a(x))
-            return self.twice(self.twice(x)[:1])
+            return self.twice(self.twice(self.twice(x))[:1])
 
     found = plan(Loop(), torch.randn(3, 4))
     assert [(s.layers, s.calls) for s in found.shapes] == [
         (("a", "b"), ((3, 1),)),
-        (("twice",), ((1, 1), (3, 1))),
+        (("twice",), ((1, 1), (3, 2))),
     ]
     assert found.left == {"unused": "the batch never calls it"}
 
