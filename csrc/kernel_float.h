@@ -2,6 +2,9 @@
 // fused multiply-adds an output, k ascending from zero; lanes run over outputs, so that every
 // vector width gives the same sum. Needs kernel_common.h.
 
+// Beyond this many bytes times 64 weights come from memory.
+constexpr int64_t kFarWeights = int64_t(64) << 23;
+
 // Weights of V::lanes outputs for one k, as floats; [k][64] of a panel.
 template <class V, Type W>
 ZP_INLINE typename V::f32 load_weights(const void* w, int64_t k, int lane) {
@@ -25,7 +28,8 @@ ZP_INLINE void finish_floats(const FloatBlock& b, int64_t m, int rows, int64_t n
 }
 
 // R rows x float_vecs vectors; partial sums come from and go to acc[R][acc_stride].
-template <class V, int R, Type W>
+// `Ahead`: the weights come from memory, and are asked for before their time.
+template <class V, int R, Type W, bool Ahead>
 void float_tile(const float* x, int64_t stride, const void* w, int lane, int64_t k, float* acc,
                 int64_t acc_stride) {
   constexpr int N = V::float_vecs;
@@ -34,7 +38,12 @@ void float_tile(const float* x, int64_t stride, const void* w, int lane, int64_t
     ZP_EACH(v, N) sum[r][v] = V::template load<F32>(acc, r * acc_stride + v * V::lanes);
   for (int64_t i = 0; i < k; i++) {
     typename V::f32 wv[N];
-    ZP_EACH(v, N) wv[v] = load_weights<V, W>(w, i, lane + v * V::lanes);
+    ZP_EACH(v, N) {
+      constexpr int64_t size = W == F32 ? 4 : 2;
+      const int64_t at = i * kPanel + lane + v * V::lanes;
+      if (Ahead) V::prefetch(static_cast<const char*>(w) + (at + 16 * kPanel) * size);
+      wv[v] = load_weights<V, W>(w, i, lane + v * V::lanes);
+    }
     ZP_EACH(r, R) {
       const auto xv = V::set1(x[r * stride + i]);
       ZP_EACH(v, N) sum[r][v] = V::fma(xv, wv[v], sum[r][v]);
@@ -85,13 +94,14 @@ void float_int8_tile(const float* x, int64_t stride, const int8_t* w, const int3
     ZP_EACH(v, N) V::template store<F32>(acc, r * acc_stride + v * V::lanes, sum[r][v]);
 }
 
-template <class V, Type W, int R = V::float_rows>
+template <class V, Type W, bool Ahead, int R = V::float_rows>
 ZP_INLINE void float_rows(int rows, const float* x, int64_t stride, const void* w, int lane,
                           int64_t k, float* acc, int64_t acc_stride) {
   if constexpr (R > 1) {
-    if (rows < R) return float_rows<V, W, R - 1>(rows, x, stride, w, lane, k, acc, acc_stride);
+    if (rows < R)
+      return float_rows<V, W, Ahead, R - 1>(rows, x, stride, w, lane, k, acc, acc_stride);
   }
-  float_tile<V, R, W>(x, stride, w, lane, k, acc, acc_stride);
+  float_tile<V, R, W, Ahead>(x, stride, w, lane, k, acc, acc_stride);
 }
 
 template <class V, bool Z, int R = V::float_rows>
@@ -122,7 +132,7 @@ void few_rows(const FloatBlock& b, int64_t p) {
         float_int8_rows<V, false>(rows, b.x, b.x_stride, w, nullptr, b.k, acc, width);
     } else {
       const char* w = static_cast<const char*>(b.w) + p * b.k * kPanel * (W == F32 ? 4 : 2);
-      float_rows<V, W>(rows, b.x, b.x_stride, w, s, b.k, acc, width);
+      float_rows<V, W, true>(rows, b.x, b.x_stride, w, s, b.k, acc, width);
     }
     finish_floats<V>(b, 0, rows, n, width, width, acc);
   }
@@ -167,14 +177,14 @@ void many_rows(const FloatBlock& b, int64_t p) {
   for (int64_t k0 = 0; k0 < b.k; k0 += kFloatPart, next += kFloatPart * row_bytes) {
     const int64_t k = b.k - k0 < kFloatPart ? b.k - k0 : kFloatPart;
     const float* w = panel_part<V, W>(b, p, k0, k);
-    const char* ahead = blocks < 8 ? nullptr : next;
+    const char* ahead = blocks < 8 && b.n * b.k_padded * row_bytes < kFarWeights ? nullptr : next;
     for (int s = 0; s < kPanel && p * kPanel + s < b.n; s += width)
       for (int64_t i = 0, m = 0; i < blocks; i++) {
         const int rows = int(base + (i < longer));
         if (ahead)
           for (const char* end = ahead + slice; ahead < end; ahead += 64) V::prefetch_far(ahead);
-        float_rows<V, F32>(rows, b.x + m * b.x_stride + k0, b.x_stride, w, s, k,
-                           acc + m * kPanel + s, kPanel);
+        float_rows<V, F32, false>(rows, b.x + m * b.x_stride + k0, b.x_stride, w, s, k,
+                                  acc + m * kPanel + s, kPanel);
         m += rows;
       }
   }

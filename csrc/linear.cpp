@@ -122,7 +122,8 @@ Post from_row(Post post, int64_t row, Type type) {
 int64_t row_stride(const PackedInt8& w) { return w.k_padded | kStep; }
 
 bool in_place(const Isa& isa, const Int8Call& c) {
-  return c.source == Integer && c.x.type == U8 && !isa.widen && c.w.k % isa.k_step == 0;
+  const bool spread = c.x.rows <= 8 || c.x.stride % 1024 != 0;
+  return c.source == Integer && c.x.type == U8 && !isa.widen && c.w.k % isa.k_step == 0 && spread;
 }
 
 Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* room, Row* row,
@@ -144,7 +145,10 @@ Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* 
         if (out.a == room) {
           const uint8_t* from = static_cast<const uint8_t*>(x);
           const uint8_t flip = is_signed ? 0x80 : 0;  // int8 plus 128, as uint8
-          for (int64_t j = 0; j < k; j++) job.q[j] = from[j] ^ flip;
+          if (is_signed)
+            for (int64_t j = 0; j < k; j++) job.q[j] = from[j] ^ flip;
+          else
+            std::memcpy(job.q, from, size_t(k));
           std::memset(job.q + k, 0, size_t(c.w.k_padded - k));
         }
     }

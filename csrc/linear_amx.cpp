@@ -42,6 +42,8 @@ struct alignas(64) TileConfig {
 constexpr int64_t kQuadBytes = 4 * kPanel;               // of a panel, for four k
 constexpr int64_t kStepBytes = int64_t(kStep) * kPanel;  // of a panel, for one step
 constexpr int64_t kGroup = 128;                          // rows whose accumulators stay in L1
+constexpr int64_t kStayBytes = 3 << 18;                  // weights that L2 keeps beside rows
+constexpr int64_t kFarBytes = 1 << 21;                   // weights that it does not
 constexpr int64_t kLongSteps = 16, kPartSteps = 6;       // k is cut into parts where it is longer
 
 // Finished accumulators that wait for their epilogue, which is done in slices between the tile
@@ -175,12 +177,20 @@ void amx_block_to(const Int8Block& b) {
     waiting = Waiting<Y>();
     if (end == steps && n < b.w->n) waiting = {to, m, n, height, 0, height > 16 ? 32 : 64};
   };
-  const bool weights_stay = (b.panel_end - b.panel_begin) * steps * kStepBytes <= 3 << 18;
-  if (weights_stay && steps <= kLongSteps) {
+  const int64_t weight_bytes = (b.panel_end - b.panel_begin) * steps * kStepBytes;
+  if (weight_bytes <= kStayBytes && steps <= kLongSteps) {
     // Rows stay in L1 while weights pass by from L2.
     for (int64_t i = 0; i < blocks.count; i++)
       for (int64_t p = b.panel_begin; p < b.panel_end; p++)
         for (int half = 0; half < 2; half++) multiply(i, p, half, 0, steps, acc[0]);
+  } else if (weight_bytes > kFarBytes && b.rows == 32) {
+    // Weights come from afar: whole panels in order, which halves would read with gaps.
+    for (int64_t p = b.panel_begin; p < b.panel_end; p++)
+      for (int64_t m = 0; m < 32; m += 16) {
+        int32_t* to = acc[m / 16];
+        tile_16(b, m, panel(p), steps, to, waiting);
+        waiting = {to, m, p * kPanel, 16, 0, 64};
+      }
   } else {
     // Weights, or a part of them, stay in L1 while rows pass by.
     const int64_t part = steps <= kLongSteps ? steps : kPartSteps;
