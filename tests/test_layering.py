@@ -22,6 +22,8 @@ LAYERS = (
     ("packed_linear",),
     ("algorithms", "calibrate", "modules", "ops"),
     ("observers", "functional", "limits", "packings"),
+    ("compute", "recording"),
+    ("checks",),
     ("kernels", "reference"),
     ("affine",),
     ("tensor",),

@@ -12,6 +12,7 @@ from torch.compiler import is_dynamo_compiling
 from . import functional
 from .affine import quantize_to_spec
 from .packings import forget, shared_qtensor, version
+from .recording import recorded
 from .spec import WEIGHT_INT8, QuantSpec
 from .tensor import QTensor
 
@@ -270,7 +271,7 @@ class QuantizedLinear(nn.Module):
             or cache[2] is not buffers["zero_point"]
             or (mode == "static" and not _fresh(cache, buffers))
         ):
-            if functional.recorded(input):
+            if recorded(input):
                 return self._recorded(input)
             cache = self._rebuild()
         weight, bias = cache[0], buffers["bias"]

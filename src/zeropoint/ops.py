@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
-from . import functional, packings
+from . import packings
+from .compute import compute, compute_integer, compute_packed, compute_quantized
 from .kernels import packed_by_handle
 from .tensor import QTensor
 
@@ -55,7 +56,7 @@ def linear_dynamic(
     residual: Tensor | None = None,
 ) -> Tensor:
     q = packings.remembered_qtensor(weight, scale, zero_point)
-    return functional.compute("linear_dynamic", _plain(input), q, bias, (), activation, residual)
+    return compute("linear_dynamic", _plain(input), q, bias, (), activation, residual)
 
 
 def linear_weight_only(
@@ -68,9 +69,7 @@ def linear_weight_only(
     residual: Tensor | None = None,
 ) -> Tensor:
     q = packings.remembered_qtensor(weight, scale, zero_point)
-    return functional.compute(
-        "linear_weight_only", _plain(input), q, bias, (), activation, residual
-    )
+    return compute("linear_weight_only", _plain(input), q, bias, (), activation, residual)
 
 
 def linear_static(
@@ -86,9 +85,7 @@ def linear_static(
 ) -> Tensor:
     q = packings.remembered_qtensor(weight, scale, zero_point)
     qparams = (input_scale, input_zero_point)
-    return functional.compute(
-        "linear_static", _plain(input), q, bias, qparams, activation, residual
-    )
+    return compute("linear_static", _plain(input), q, bias, qparams, activation, residual)
 
 
 def linear_integer(
@@ -104,7 +101,7 @@ def linear_integer(
 ) -> Tensor:
     x = QTensor(_plain(input), input_scale, input_zero_point)
     q = packings.remembered_qtensor(weight, scale, zero_point)
-    return functional.compute_integer(x, q, bias, activation, residual)
+    return compute_integer(x, q, bias, activation, residual)
 
 
 def linear_quantized(
@@ -121,7 +118,7 @@ def linear_quantized(
 ) -> Tensor:
     x = QTensor(_plain(input), input_scale, input_zero_point)
     q = packings.remembered_qtensor(weight, scale, zero_point)
-    y = functional.compute_quantized(x, q, bias, output_scale, output_zero_point, activation)
+    y = compute_quantized(x, q, bias, output_scale, output_zero_point, activation)
     return y.int_repr()
 
 
@@ -133,7 +130,7 @@ def linear_float(
     residual: Tensor | None = None,
 ) -> Tensor:
     packed = packings.remembered_float(weight)
-    return functional.compute_packed(_plain(input), packed, bias, activation, residual)
+    return compute_packed(_plain(input), packed, bias, activation, residual)
 
 
 def linear_packed(
@@ -149,12 +146,12 @@ def linear_packed(
 ) -> Tensor:
     packed, x = packed_by_handle(handle), _plain(input)
     if kind == "linear_float":
-        return functional.compute_packed(x, packed, bias, activation, residual)
+        return compute_packed(x, packed, bias, activation, residual)
     if kind == "linear_integer":
         q = QTensor(x, input_scale, input_zero_point)  # type: ignore[arg-type]
-        return functional.compute_integer(q, packed.operand(), bias, activation, residual)
+        return compute_integer(q, packed.operand(), bias, activation, residual)
     qparams = () if input_scale is None else (input_scale, input_zero_point)
-    return functional.compute(kind, x, packed.operand(), bias, qparams, activation, residual)
+    return compute(kind, x, packed.operand(), bias, qparams, activation, residual)
 
 
 def unpacked(like: Tensor, handle: int, out_features: int) -> Tensor:
@@ -185,7 +182,7 @@ def _fake_packed(
 
 def _gradients(op: Any, weight_of: Callable[..., Tensor], bias_at: int, trained: bool) -> Any:
     """Gradients to input, bias and residual, and to a float weight; see
-    :class:`zeropoint.functional._StraightThrough`. Arguments end with activation and residual."""
+    :class:`zeropoint.compute._StraightThrough`. Arguments end with activation and residual."""
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]

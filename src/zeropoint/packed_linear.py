@@ -12,6 +12,7 @@ from . import functional
 from .kernels import PackedWeight
 from .modules import Linear
 from .packings import version
+from .recording import record
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 """Of weights that can be packed."""
@@ -125,7 +126,7 @@ class PackedLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, in_features)`` → ``(*, out_features)``, of ``input``'s dtype."""
         if is_dynamo_compiling():
-            return functional.record("linear_float", input, self._bare, self.bias, (), None, None)
+            return record("linear_float", input, self._bare, self.bias, (), None, None)
         seen, bias = self._bias_seen, self._buffers["bias"]
         packed = self._held
         if seen[0] is not bias or seen[1] != version(bias):
