@@ -62,6 +62,7 @@ def linear(
         TypeError: a combination that the table does not have.
         ValueError: shapes that do not fit, a granularity that is not supported.
 
+    >>> import torch
     >>> x = QTensor(torch.tensor([[10, 12]], dtype=torch.uint8), 0.5, 10)  # [[0, 1]]
     >>> w = QTensor(torch.tensor([[1, 2], [3, 4]], dtype=torch.int8), 0.25)  # [[¼, ½], [¾, 1]]
     >>> linear(x, w)
