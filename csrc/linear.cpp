@@ -130,7 +130,8 @@ Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* 
                         int64_t* sums) {
   const int64_t k = c.w.k, stride = row_stride(c.w);
   Quantized out{room, stride};
-  if (in_place(isa, c))
+  const bool stay = in_place(isa, c);
+  if (stay)
     out = {static_cast<const uint8_t*>(c.x.x) + rows.begin * c.x.stride, c.x.stride};
   const bool is_signed = c.x.type == S8;
   for (int64_t m = rows.begin; m < rows.end; m++) {
@@ -142,12 +143,12 @@ Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* 
       case Static: isa.quantize_static[c.x.type](job, row + i); break;
       case Integer:
         row[i] = {c.scale, c.zero_point + (is_signed ? 128 : 0), 0};
-        if (out.a == room) {
+        if (!stay) {
           const uint8_t* from = static_cast<const uint8_t*>(x);
           const uint8_t flip = is_signed ? 0x80 : 0;  // int8 plus 128, as uint8
           if (is_signed)
             for (int64_t j = 0; j < k; j++) job.q[j] = from[j] ^ flip;
-          else
+          else if (k)  // an empty tensor may lie at address 0, which memcpy does not take
             std::memcpy(job.q, from, size_t(k));
           std::memset(job.q + k, 0, size_t(c.w.k_padded - k));
         }

@@ -89,7 +89,7 @@ inline std::vector<uint32_t> computed(const Problem& p, const Packed& packed, Gu
       put(residual.as(), p.y_type(), m * p.residual_stride + n, p.residual[m * p.n + n]);
   Guarded y(size_t(p.m * p.n) * y_size, side);
   std::memset(y.as(), 0xa5, size_t(p.m * p.n) * y_size);
-  const zp::Input input{x.as(), p.type, p.m, stride};
+  const zp::Input input{elements ? x.as() : nullptr, p.type, p.m, stride};  // as torch has it
   const float* b = p.has_bias ? bias.as<float>() : nullptr;
   const zp::Post post{p.activation, rest ? residual.as() : nullptr, p.residual_stride};
   switch (p.mode) {
