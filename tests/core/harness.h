@@ -58,15 +58,17 @@ inline Packed pack(const Problem& p, Guarded::Side side) {
   if (p.mode == oracle::Float) {
     Guarded w(p.float_w.size() * size_of(p.w_type), side);
     for (size_t i = 0; i < p.float_w.size(); i++) put(w.as(), p.w_type, int64_t(i), p.float_w[i]);
-    packed.floats = std::make_unique<zp::PackedFloat>(w.as(), p.w_type, p.n, p.k);
+    packed.floats =
+        std::make_unique<zp::PackedFloat>(p.float_w.empty() ? nullptr : w.as(), p.w_type, p.n, p.k);
     return packed;
   }
   Guarded w(p.w.size(), side), scale(p.w_scale.size() * 4, side), zero(p.w_zero.size() * 4, side);
   for (size_t i = 0; i < p.w.size(); i++) w.as()[i] = uint8_t(p.w[i]);
   for (size_t i = 0; i < p.w_scale.size(); i++) scale.as<float>()[i] = p.w_scale[i];
   for (size_t i = 0; i < p.w_zero.size(); i++) zero.as<int32_t>()[i] = p.w_zero[i];
-  packed.integers = std::make_unique<zp::PackedInt8>(
-      w.as(), p.w_unsigned, p.n, p.k, scale.as<float>(), zero.as<int32_t>(), p.per_channel);
+  packed.integers =
+      std::make_unique<zp::PackedInt8>(p.w.empty() ? nullptr : w.as(), p.w_unsigned, p.n, p.k,
+                                       scale.as<float>(), zero.as<int32_t>(), p.per_channel);
   return packed;
 }
 
