@@ -131,8 +131,7 @@ Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* 
   const int64_t k = c.w.k, stride = row_stride(c.w);
   Quantized out{room, stride};
   const bool stay = in_place(isa, c);
-  if (stay)
-    out = {static_cast<const uint8_t*>(c.x.x) + rows.begin * c.x.stride, c.x.stride};
+  if (stay) out = {static_cast<const uint8_t*>(c.x.x) + rows.begin * c.x.stride, c.x.stride};
   const bool is_signed = c.x.type == S8;
   for (int64_t m = rows.begin; m < rows.end; m++) {
     const int64_t i = m - rows.begin;
