@@ -362,8 +362,15 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
     that records what is computed, a weight that is packed and current, a float32 bias, and shapes
     that fit.
     """
-    if type(x) is not Tensor or type(weight) not in _WEIGHTS or x.requires_grad or not _enabled:
+    if type(x) is not Tensor or x.requires_grad or not _enabled:
         return None
+    if type(weight) is not QTensor:
+        if type(weight) is not PackedWeight:
+            return None
+        if kind != "linear_float":  # there the caller looked
+            if bias is not None:
+                return None
+            bias = weight._bias
     p, code, shape = weight._packed, _TYPES.get(x.dtype), x.shape
     if p is None or code is None or not shape or not x.is_cpu or not x.is_contiguous():
         return None
@@ -371,10 +378,6 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
     # Under torch.jit.trace sizes are tensors, not int.
     if type(got) is not int or got != k or not p.current() or dispatch_modes():
         return None
-    if type(weight) is PackedWeight and kind != "linear_float":  # there the caller looked
-        if bias is not None:
-            return None
-        bias = weight._bias
     address = 0
     if bias is not None:
         if bias.shape != p.bias_shape or bias.dtype is not torch.float32 or bias.requires_grad:
@@ -395,7 +398,6 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
     return y
 
 
-_WEIGHTS = frozenset((QTensor, PackedWeight))
 _ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
 
 
