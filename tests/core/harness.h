@@ -25,6 +25,22 @@ inline const char* const kModes[] = {"dynamic",   "static",      "integer",
 inline const char* const kActivations[] = {"", " relu", " gelu", " silu"};
 inline const char* const kTypes[] = {"float32", "bfloat16", "float16", "uint8", "int8"};
 
+struct Test {
+  const char* name;
+  void (*run)();
+};
+
+inline std::vector<Test>& tests() {
+  static std::vector<Test> list;
+  return list;
+}
+
+// A function that runs with the others; named by the hazard.
+#define TEST(name)                                                                               \
+  void name();                                                                                   \
+  [[maybe_unused]] const bool name##_listed = (harness::tests().push_back({#name, name}), true); \
+  void name()
+
 inline int64_t passed = 0, failed = 0;
 inline char where[256] = "start";  // what runs now, for the handler of crashes
 
