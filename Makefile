@@ -49,7 +49,7 @@ test-aarch64: ## the core's NEON kernels, cross-compiled and emulated
 	$(QEMU) -cpu cortex-a53 build/aarch64/test_core --isas=neon,portable
 
 # The extension is built a second time, beside a copy of the package. Leaks are not looked for:
-# Python and torch keep what they have until the end.
+# Python and torch keep what they have until the end. -s: pytest would swallow the report.
 SANITIZED := build/sanitizers
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
 test-sanitizers: $(VENV)/.test ## the kernels' tests, stopping at undefined behaviour
@@ -62,8 +62,8 @@ test-sanitizers: $(VENV)/.test ## the kernels' tests, stopping at undefined beha
 	mkdir -p $(SANITIZED)/python
 	cp -r src/zeropoint $(SANITIZED)/python
 	$(CMAKE) --install $(SANITIZED) --prefix $(SANITIZED)/python
-	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/python \
-	  ZEROPOINT_REQUIRE_CORE=1 $(BIN)/python -m pytest tests/test_kernels.py \
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(abspath $(SANITIZED)/python) \
+	  ZEROPOINT_REQUIRE_CORE=1 $(BIN)/python -m pytest -s tests/test_kernels.py \
 	  tests/test_kernels_process.py tests/test_kernels_one_answer.py tests/test_fused.py
 
 lint: $(VENV)/.test ## style and types only
