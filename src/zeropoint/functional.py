@@ -68,6 +68,10 @@ def linear(
     >>> linear(x, w)
     QTensor([[0.5000, 1.0000]], dtype=uint8, scale=0.5, zero_point=10)
     """
+    if type(input) is QTensor and activation is residual and not is_dynamo_compiling():  # both None
+        q = kernels.quick_integers("linear_quantized", input, weight, bias, scale, zero_point)
+        if q is not None:
+            return q
     if isinstance(weight, PackedWeight) and weight.dtype.is_floating_point:
         if scale is not None or zero_point is not None:
             raise TypeError("scale and zero_point are for a QTensor input with a QTensor weight")
@@ -128,7 +132,15 @@ def linear_static(
     Raises:
         TypeError, ValueError: as :func:`linear`.
     """
-    if (
+    if type(input) is QTensor:
+        if (
+            input_scale is input_zero_point is activation is residual  # all None
+            and not is_dynamo_compiling()
+        ):
+            y = kernels.quick_integers("linear_integer", input, weight, bias)
+            if y is not None:
+                return y  # type: ignore[return-value]
+    elif (
         type(input_scale) is float
         and type(input_zero_point) is int
         and activation is residual  # both None

@@ -282,10 +282,8 @@ class QuantizedLinear(nn.Module):
         if isinstance(input, Tensor) and input.is_quantized:
             input = QTensor.from_torch(input)
         if isinstance(input, QTensor):
-            if self.output_scale is not None:
-                return functional.linear(
-                    input, weight, bias, self.output_scale, self.output_zero_point
-                )
+            if cache[5] is not None:
+                return functional.linear(input, weight, bias, *cache[5])
             return functional.linear_static(input, weight, bias)
         return functional.linear_static(input, weight, bias, cache[3], cache[4])
 
@@ -339,18 +337,12 @@ class QuantizedLinear(nn.Module):
     def _rebuild(self) -> tuple[Any, ...]:
         b = self._buffers
         weight = shared_qtensor(self.weight, self.scale, self.zero_point)
-        static: tuple[Any, ...] = (None, None, None, None, None)
+        static: tuple[Any, ...] = ()
         if self.mode == "static":
-            scale, zero_point = b["input_scale"], b["input_zero_point"]
-            assert scale is not None
-            assert zero_point is not None
-            static = (
-                float(scale),
-                int(zero_point),
-                scale,
-                zero_point,
-                (version(scale), version(zero_point)),
-            )
+            qparams = [b[name] for name in _QPARAMS]
+            numbers = [None if t is None else t.item() for t in qparams]
+            output = None if numbers[2] is None else (numbers[2], numbers[3])
+            static = (*numbers[:2], output, qparams, [version(t) for t in qparams])
         self._cache = (weight, b["scale"], b["zero_point"], *static)
         return self._cache
 
@@ -377,6 +369,9 @@ class QuantizedLinear(nn.Module):
         return super().__getstate__() | {"_cache": None}
 
 
+_QPARAMS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+
+
 def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
     """Whether what was derived from the buffers still holds. The packing of the weight has its own
     check, where the packing is used; here only replaced buffers and static parameters count."""
@@ -384,12 +379,20 @@ def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
         cache[0]._int_repr is not buffers["weight"]
         or cache[1] is not buffers["scale"]
         or cache[2] is not buffers["zero_point"]
-        or cache[5] is not buffers["input_scale"]
     ):
         return False
-    if cache[5] is None:
-        return True
-    return cache[6] is buffers["input_zero_point"] and cache[7] == (
-        version(cache[5]),
-        version(cache[6]),
-    )
+    if len(cache) > 3:
+        scale, zero_point, y_scale, y_zero_point = cache[6]
+        if scale is not buffers["input_scale"] or zero_point is not buffers["input_zero_point"]:
+            return False
+        if (
+            y_scale is not buffers["output_scale"]
+            or y_zero_point is not buffers["output_zero_point"]
+        ):
+            return False
+        versions = cache[7]
+        if version(scale) != versions[0] or version(zero_point) != versions[1]:
+            return False
+        if y_scale is not None:
+            return version(y_scale) == versions[2] and version(y_zero_point) == versions[3]
+    return True

@@ -57,6 +57,7 @@ class QTensor:
         "__weakref__",
         "_axis",
         "_int_repr",
+        "_numbers",
         "_packed",
         "_scalars",
         "_scale",
@@ -119,6 +120,7 @@ class QTensor:
         self._axis = axis
         self._packed: Any = None  # the hardware layout, kept by kernels.packed()
         self._scalars: Any = None  # scale and zero point as numbers, kept by scalars()
+        self._numbers: Any = None  # the same, where their tensors are still to be made
 
     @classmethod
     def from_torch(cls, q: Tensor) -> QTensor:
@@ -154,8 +156,27 @@ class QTensor:
         """From parts of a QTensor, which are valid already."""
         q = cls.__new__(cls)
         q._int_repr, q._scale, q._zero_point, q._axis = integers, scale, zero_point, axis
+        q._packed = q._scalars = q._numbers = None
+        return q
+
+    @classmethod
+    def _of_numbers(cls, integers: Tensor, numbers: tuple[float, int]) -> QTensor:
+        """From a valid scale and zero point per tensor, whose tensors are made when asked for: that
+        takes longer than a small layer."""
+        q = cls.__new__(cls)
+        q._int_repr, q._numbers, q._axis = integers, numbers, None
         q._packed = q._scalars = None
         return q
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("_scale", "_zero_point"):
+            raise AttributeError(f"'QTensor' object has no attribute {name!r}")
+        scale, zero_point = self._numbers
+        device = self._int_repr.device
+        self._scale = torch.scalar_tensor(scale, dtype=torch.float32, device=device)
+        self._zero_point = torch.scalar_tensor(zero_point, dtype=torch.int32, device=device)
+        self._numbers = None  # from here on the tensors count: they may be changed in place
+        return self._scale if name == "_scale" else self._zero_point
 
     @classmethod
     def per_tensor(
@@ -357,6 +378,7 @@ class QTensor:
         """For ``copy``: the packed form is of this process and is made again when needed."""
         parts = ("_axis", "_int_repr", "_scale", "_zero_point")
         return None, {name: getattr(self, name) for name in parts} | {
+            "_numbers": None,
             "_packed": None,
             "_scalars": None,
         }
