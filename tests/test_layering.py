@@ -15,7 +15,11 @@ SOURCE = Path(zeropoint.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("report", "search", "formats", "integrations", "bench", "doctor", "sources"),
+    ("commands",),
+    ("report",),
+    ("search",),
+    ("diagnose", "explain"),
+    ("formats", "integrations", "bench", "doctor", "sources"),
     ("quantize", "prepack_model"),
     ("plan",),
     ("recipes", "replace", "walk"),
@@ -27,7 +31,7 @@ LAYERS = (
     ("kernels", "reference"),
     ("affine",),
     ("tensor",),
-    ("spec", "interleave"),
+    ("spec", "interleave", "atomic"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Folders of alternatives, with the files that these share. Other folders are one module in parts.
@@ -119,7 +123,8 @@ def test_reference_stands_on_tensor_and_spec_alone() -> None:
         ("calibrate.py", "from zeropoint.modules import Linear", "sibling"),
         ("modules.py", "def f():\n    from .quantize import quantize", "leftwards"),
         ("modules.py", "import zeropoint", "public names"),
-        ("formats/native.py", "from ..report import compare", "sibling"),
+        ("formats/native.py", "from ..bench import bench", "sibling"),
+        ("formats/native.py", "from ..report import compare", "leftwards"),
         ("formats/native.py", "from .gguf import load", "sibling"),
         ("formats/header.py", "from .gguf import load", "sibling"),
         ("formats/native.py", "from ..cli import main", "leftwards"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
 import sys
 import warnings
 from dataclasses import asdict
@@ -18,8 +17,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 from typer.core import TyperGroup
 
@@ -27,12 +24,18 @@ from . import bench as bench_
 from . import doctor as doctor_
 from . import kernels, sources
 from . import limits as limits_
+from .commands.loading import load as _load
+from .commands.printing import check_writable as _check_writable
+from .commands.printing import console as _console
+from .commands.printing import error as _error
+from .commands.printing import table as _table
+from .commands.printing import warn as _warn
+from .commands.printing import write_json as _write_json
 from .formats import native
 from .quantize import RECIPES
 from .quantize import quantize as quantize_model
 from .report import compare as compare_models
 from .report.measure import model_bytes
-from .report.numbers import write_text
 from .report.words import size
 
 
@@ -350,35 +353,6 @@ def main() -> None:
     app(prog_name="zeropoint")
 
 
-def _write_json(path: Path | None, content: dict[str, Any]) -> None:
-    if path is not None:
-        write_text(path, json.dumps({"version": 1} | content, indent=2) + "\n")
-
-
-# Printing.
-
-
-def _console(markup: bool = False) -> Console:
-    # Into a pipe or file, 80 columns would fold tables; whoever wants that sets COLUMNS.
-    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=120 if wide else None, markup=markup, highlight=False)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, overflow="fold", justify="right" if number > 1 else "left")
-    return table
-
-
-def _error(text: str) -> None:
-    typer.echo(f"error: {' '.join(text.split())}", err=True)
-
-
-def _warn(text: object) -> None:
-    typer.echo(f"warning: {' '.join(str(text).split())}", err=True)
-
-
 def _show_warning(message: Any, *_where: Any, **_more: Any) -> None:
     _warn(message)
 
@@ -386,21 +360,6 @@ def _show_warning(message: Any, *_where: Any, **_more: Any) -> None:
 def _warn_if_reference() -> None:
     if kernels.active_isa() == kernels.REFERENCE:
         _warn("no kernel computes here but the slow reference; see zeropoint doctor")
-
-
-def _load(model: str) -> sources.Loaded:
-    loaded = sources.load_model(model)
-    for warning in loaded.warnings:
-        _warn(warning)
-    return loaded
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Before any work is done, not after."""
-    if path is not None and not path.resolve().parent.is_dir():
-        raise FileNotFoundError(f"{option} {path}: there is no folder {path.resolve().parent}")
-    if path is not None and path.is_dir():
-        raise IsADirectoryError(f"{option} {path} is a folder")
 
 
 def _tell_sizes(out: Path, before: int) -> None:

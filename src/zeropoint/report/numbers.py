@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
+
+from ..atomic import write_text
 
 SCHEMA_VERSION = 1
 """Version of the JSON: raised when a field changes its meaning or goes, not when one is added."""
@@ -340,21 +340,3 @@ def _report(data: Mapping[str, Any]) -> Report:
             Environment, {**environment, "available_isas": tuple(environment["available_isas"])}
         ),
     )
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file so that readers see the old one or the whole new one."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes it private; a report is not
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
