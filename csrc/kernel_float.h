@@ -28,10 +28,12 @@ ZP_INLINE void finish_floats(const FloatBlock& b, int64_t m, int rows, int64_t n
 }
 
 // R rows x float_vecs vectors; partial sums come from and go to acc[R][acc_stride].
-// `Ahead`: the weights come from memory, and are asked for before their time.
-template <class V, int R, Type W, bool Ahead>
+// `Ahead`: what is asked for before its time, in every step. kOwn: these weights, which come from
+// memory; a number: so many cache lines from `ahead` on, for another tile.
+constexpr int kOwn = -1;
+template <class V, int R, Type W, int Ahead>
 void float_tile(const float* x, int64_t stride, const void* w, int lane, int64_t k, float* acc,
-                int64_t acc_stride) {
+                int64_t acc_stride, const char* ahead) {
   constexpr int N = V::float_vecs;
   typename V::f32 sum[R][N];
   ZP_EACH(r, R)
@@ -41,9 +43,10 @@ void float_tile(const float* x, int64_t stride, const void* w, int lane, int64_t
     ZP_EACH(v, N) {
       constexpr int64_t size = W == F32 ? 4 : 2;
       const int64_t at = i * kPanel + lane + v * V::lanes;
-      if (Ahead) V::prefetch(static_cast<const char*>(w) + (at + 16 * kPanel) * size);
+      if (Ahead == kOwn) V::prefetch(static_cast<const char*>(w) + (at + 16 * kPanel) * size);
       wv[v] = load_weights<V, W>(w, i, lane + v * V::lanes);
     }
+    ZP_EACH(j, Ahead) V::prefetch_far(ahead + (i * Ahead + j) * 64);
     ZP_EACH(r, R) {
       const auto xv = V::set1(x[r * stride + i]);
       ZP_EACH(v, N) sum[r][v] = V::fma(xv, wv[v], sum[r][v]);
@@ -94,14 +97,14 @@ void float_int8_tile(const float* x, int64_t stride, const int8_t* w, const int3
     ZP_EACH(v, N) V::template store<F32>(acc, r * acc_stride + v * V::lanes, sum[r][v]);
 }
 
-template <class V, Type W, bool Ahead, int R = V::float_rows>
+template <class V, Type W, int Ahead, int R = V::float_rows>
 ZP_INLINE void float_rows(int rows, const float* x, int64_t stride, const void* w, int lane,
-                          int64_t k, float* acc, int64_t acc_stride) {
+                          int64_t k, float* acc, int64_t acc_stride, const char* ahead = nullptr) {
   if constexpr (R > 1) {
     if (rows < R)
-      return float_rows<V, W, Ahead, R - 1>(rows, x, stride, w, lane, k, acc, acc_stride);
+      return float_rows<V, W, Ahead, R - 1>(rows, x, stride, w, lane, k, acc, acc_stride, ahead);
   }
-  float_tile<V, R, W, Ahead>(x, stride, w, lane, k, acc, acc_stride);
+  float_tile<V, R, W, Ahead>(x, stride, w, lane, k, acc, acc_stride, ahead);
 }
 
 template <class V, bool Z, int R = V::float_rows>
@@ -132,7 +135,7 @@ void few_rows(const FloatBlock& b, int64_t p) {
         float_int8_rows<V, false>(rows, b.x, b.x_stride, w, nullptr, b.k, acc, width);
     } else {
       const char* w = static_cast<const char*>(b.w) + p * b.k * kPanel * (W == F32 ? 4 : 2);
-      float_rows<V, W, true>(rows, b.x, b.x_stride, w, s, b.k, acc, width);
+      float_rows<V, W, kOwn>(rows, b.x, b.x_stride, w, s, b.k, acc, width);
     }
     finish_floats<V>(b, 0, rows, n, width, width, acc);
   }
@@ -170,21 +173,29 @@ void many_rows(const FloatBlock& b, int64_t p) {
   const int64_t blocks = ceil_div(b.rows, V::float_rows), base = b.rows / blocks,
                 longer = b.rows % blocks;
   constexpr int64_t row_bytes = kPanel * (W == F32 ? 4 : W == S8 ? 1 : 2);
-  // The part that comes next, which lies behind this one, is fetched while this one multiplies;
-  // with few rows the hardware's own prefetching does better.
+  // The part that comes next, which lies behind this one, is fetched while this one multiplies, so
+  // many lines a step that the first tiles see to all of it. Where the weights come from cache,
+  // with few rows, the hardware's own prefetching does better.
+  const int64_t tiles = blocks * (kPanel / width);
+  const bool far = blocks >= 8 || b.n * b.k_padded * row_bytes >= kFarWeights;
+  const int lines = !far ? 0 : tiles * 64 < 2 * row_bytes ? 2 : 1;
   const char* next = static_cast<const char*>(b.w) + (p * b.k_padded + kFloatPart) * row_bytes;
-  const int64_t slice = round_up(ceil_div(kFloatPart * row_bytes, blocks * (kPanel / width)), 64);
   for (int64_t k0 = 0; k0 < b.k; k0 += kFloatPart, next += kFloatPart * row_bytes) {
     const int64_t k = b.k - k0 < kFloatPart ? b.k - k0 : kFloatPart;
     const float* w = panel_part<V, W>(b, p, k0, k);
-    const char* ahead = blocks < 8 && b.n * b.k_padded * row_bytes < kFarWeights ? nullptr : next;
+    const char *ahead = next, *end = lines ? next + kFloatPart * row_bytes : next;
     for (int s = 0; s < kPanel && p * kPanel + s < b.n; s += width)
       for (int64_t i = 0, m = 0; i < blocks; i++) {
         const int rows = int(base + (i < longer));
-        if (ahead)
-          for (const char* end = ahead + slice; ahead < end; ahead += 64) V::prefetch_far(ahead);
-        float_rows<V, F32, false>(rows, b.x + m * b.x_stride + k0, b.x_stride, w, s, k,
-                                  acc + m * kPanel + s, kPanel);
+        const float* x = b.x + m * b.x_stride + k0;
+        float* sum = acc + m * kPanel + s;
+        if (ahead >= end)
+          float_rows<V, F32, 0>(rows, x, b.x_stride, w, s, k, sum, kPanel);
+        else if (lines == 1)
+          float_rows<V, F32, 1>(rows, x, b.x_stride, w, s, k, sum, kPanel, ahead);
+        else
+          float_rows<V, F32, 2>(rows, x, b.x_stride, w, s, k, sum, kPanel, ahead);
+        ahead += lines * k * 64;
         m += rows;
       }
   }
