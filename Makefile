@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
 BUILD := $(INSTALL) --build-constraint constraints.txt
-WHAT := '.[report,models]'
+WHAT := '.[report,models,search]'
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE constraints.txt \
   $(shell find csrc src -type f -not -path '*/__pycache__/*')
 CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h tests/core/*.cpp tests/core/*.h)
