@@ -27,7 +27,7 @@ LAYERS = (
     ("algorithms", "calibrate", "modules", "ops"),
     ("observers", "functional", "limits", "packings"),
     ("compute", "recording"),
-    ("checks",),
+    ("checks", "running"),
     ("kernels", "reference"),
     ("affine",),
     ("tensor",),

@@ -8,7 +8,8 @@ mean is the metric, and how far the mean may be off is what this file tells. Nee
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from types import ModuleType
 from typing import Any
 
@@ -55,9 +56,21 @@ class Estimate:
         """As JSON types; what is not finite is ``None``."""
         return {k: _json(v) for k, v in asdict(self).items()}
 
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any] | None) -> Estimate | None:
+        """The inverse of :meth:`to_dict`; ``None`` stays what it is."""
+        if d is None:
+            return None
+        content = {f.name: d[f.name] for f in fields(cls)}
+        open_ended = content["value"] is not None and content["n"] == 1
+        for name, missing in (("value", math.nan), ("low", -math.inf), ("high", math.inf)):
+            if content[name] is None:
+                content[name] = missing if open_ended else math.nan
+        return cls(**content)
+
 
 @dataclass(frozen=True)
-class Difference:
+class Comparison:
     """What changed between two models that saw the same samples; made by :func:`paired`.
 
     Args:
@@ -87,11 +100,11 @@ class Difference:
         if math.isnan(self.p_value):
             return "not comparable: some score is not a finite number"
         if self.significant:
-            return f"significant at {n} samples (p = {_p(self.p_value)})"
+            return f"significant at {n} samples ({_p(self.p_value)})"
         if self.samples_needed is None:
             return f"no difference on {n} samples"
         return (
-            f"not significant at {n} samples (p = {_p(self.p_value)}); if the difference is real, "
+            f"not significant at {n} samples ({_p(self.p_value)}); if the difference is real, "
             f"about {max(self.samples_needed, self.change.n + 1):,} would settle it"
         )
 
@@ -107,8 +120,61 @@ class Difference:
             "verdict": self.verdict,
         }
 
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any] | None) -> Comparison | None:
+        """The inverse of :meth:`to_dict`; ``None`` stays what it is."""
+        if d is None:
+            return None
+        parts = (Estimate.from_dict(d[k]) for k in ("before", "after", "change"))
+        before, after, change = parts
+        assert before is not None
+        assert after is not None
+        assert change is not None
+        p = math.nan if d["p_value"] is None else d["p_value"]
+        return cls(before, after, change, p, d["samples_needed"])
 
-def estimate(samples: Any, *, weights: Any = None, level: float = LEVEL, seed: int = 0) -> Estimate:
+
+def scores(name: str, value: Any) -> tuple[float, np.ndarray | None]:
+    """What a metric returned: its value, and the scores of the samples where it gave them.
+
+    Args:
+        name: how errors call the metric.
+        value: a number, or per-sample scores, 1-d (tensor, array or sequence), whose mean counts.
+
+    Returns:
+        The value, and float64 ``(n,)``; ``None`` for a number.
+
+    Raises:
+        TypeError: neither a number nor 1-d.
+
+    >>> scores("metric(model)", torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    (0.75, array([1., 0., 1., 1.]))
+    """
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        found = _array(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be a number, or 1-d scores of the samples, got {type(value).__name__}"
+        ) from error
+    if found.size == 1 and found.ndim < 2:
+        return float(found.reshape(-1)[0]), None
+    if found.ndim != 1 or not found.size:
+        raise TypeError(
+            f"{name} must be a number, or 1-d scores of the samples, got shape {found.shape}"
+        )
+    return float(found.mean()), found
+
+
+def estimate(
+    samples: Any,
+    *,
+    weights: Any = None,
+    binary: bool | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
     """The mean of the samples and its confidence interval.
 
     ==============  ==============================================================================
@@ -129,6 +195,7 @@ def estimate(samples: Any, *, weights: Any = None, level: float = LEVEL, seed: i
         samples: one number a sample, 1-d: tensor, array or sequence.
         weights: how much each sample counts, positive, same length: the estimate is then
             ``Σ w·x / Σ w`` (sentences of different length, say). By default all alike.
+        binary: whether samples can be nothing but 0 and 1; by default whether all are.
         level: of confidence, between 0 and 1.
         seed: of the resampling; the same seed gives the same interval.
 
@@ -150,7 +217,7 @@ def estimate(samples: Any, *, weights: Any = None, level: float = LEVEL, seed: i
     n, value = len(x), float(np.average(x, weights=w))
     if not np.isfinite(x).all():
         return Estimate(value, math.nan, math.nan, n, level, "none")
-    if w is None and _is_binary(x):
+    if w is None and (_is_binary(x) if binary is None else binary):
         test = _scipy().stats.binomtest(round(x.sum()), n)
         ends = test.proportion_ci(level, "wilson")
         return Estimate(value, float(ends.low), float(ends.high), n, level, "wilson")
@@ -170,7 +237,7 @@ def estimate(samples: Any, *, weights: Any = None, level: float = LEVEL, seed: i
     return Estimate(value, low, high, n, level, "bca")
 
 
-def paired(before: Any, after: Any, *, level: float = LEVEL, seed: int = 0) -> Difference:
+def paired(before: Any, after: Any, *, level: float = LEVEL, seed: int = 0) -> Comparison:
     """Compare two models by their scores of the same samples.
 
     The p-value is that of the sign-flip test: if the models were alike, each sample's difference
@@ -189,23 +256,25 @@ def paired(before: Any, after: Any, *, level: float = LEVEL, seed: int = 0) -> D
         ValueError: as :func:`estimate`, or another number of scores on each side.
         ImportError: scipy is not installed.
 
-    >>> difference = paired([1.0] * 97 + [0.0] * 3, [1.0] * 95 + [0.0] * 5)
-    >>> difference.verdict
+    >>> found = paired([1.0] * 97 + [0.0] * 3, [1.0] * 95 + [0.0] * 5)
+    >>> found.verdict
     'not significant at 100 samples (p = 0.5); if the difference is real, about 389 would settle it'
     """
     a, b = _samples("before", before), _samples("after", after)
     if len(a) != len(b):
         raise ValueError(f"before and after must score the same samples, got {len(a)} and {len(b)}")
-    first, second = (estimate(x, level=level, seed=seed) for x in (a, b))
+    binary = _is_binary(a) and _is_binary(b)
+    first, second = (estimate(x, binary=binary, level=level, seed=seed) for x in (a, b))
     d = b - a
     if not np.isfinite(d).all():
         change = Estimate(float(d.mean()), math.nan, math.nan, len(d), level, "none")
-        return Difference(first, second, change, math.nan, None)
-    binary = _is_binary(a) and _is_binary(b)
-    change = _bonett_price(d, level) if binary else estimate(d, level=level, seed=seed)
+        return Comparison(first, second, change, math.nan, None)
+    change = (
+        _bonett_price(d, level) if binary else estimate(d, binary=False, level=level, seed=seed)
+    )
     variance = float(d.var(ddof=1)) if len(d) > 1 else math.inf
     needed = samples_needed(variance, change.value, level=level)
-    return Difference(first, second, change, _sign_flips(d, binary, seed), needed)
+    return Comparison(first, second, change, _sign_flips(d, binary, seed), needed)
 
 
 def samples_needed(
@@ -289,12 +358,16 @@ def _sign_flips(d: np.ndarray, binary: bool, seed: int) -> float:
 
 
 def _samples(name: str, values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
-    x = np.asarray(values, dtype=np.float64)
+    x = _array(values)
     if x.ndim != 1 or not x.size:
         raise ValueError(f"{name} must be 1-d and not empty, got shape {x.shape}")
     return x
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(values, dtype=np.float64)
 
 
 def _is_binary(x: np.ndarray) -> bool:
@@ -302,7 +375,7 @@ def _is_binary(x: np.ndarray) -> bool:
 
 
 def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-3 else "< 0.001"
+    return f"p = {p:.2g}" if p >= 1e-3 else "p < 0.001"
 
 
 def _json(x: Any) -> Any:

@@ -4,7 +4,8 @@ Numbers first (``numbers``, taken by ``measure``, ``sums`` and ``timing``), then
 them: terminal table (``table``), JSON (``schema.json`` describes it), HTML (``page``, ``plots``).
 """
 
-from .measure import compare, model_bytes
+from ..running import model_bytes
+from .measure import compare
 from .numbers import (
     SCHEMA_VERSION,
     Difference,

@@ -6,9 +6,9 @@ quantized layers, never a data set's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..modules import QuantizedLinear
+from ..running import call, evaluating, model_bytes, pick_output, real
+from ..statistics import paired, scores
 from ..tensor import QTensor
 from .environment import environment
 from .numbers import (
@@ -28,7 +30,7 @@ from .numbers import (
     Report,
 )
 from .sums import Cosines, Sums
-from .timing import Stopwatch, call, time_layers, time_models
+from .timing import Stopwatch, time_layers, time_models
 
 HISTOGRAMS = 4
 """Of how many layers, the worst ones, the histogram of weights is taken."""
@@ -40,7 +42,7 @@ def compare(
     float_model: nn.Module,
     quantized_model: nn.Module,
     data: Iterable[Any],
-    metric: Callable[[nn.Module], float] | None = None,
+    metric: Callable[[nn.Module], Any] | None = None,
     *,
     output: Callable[[Any], Tensor] | None = None,
     timing: Mapping[str, Any] | None = None,
@@ -60,7 +62,9 @@ def compare(
         data: batches, run once through each model: a tensor is called ``model(x)``, a tuple or
             list ``model(*x)``, a mapping ``model(**x)``. Where batches are padded, the padding
             counts in the layers' numbers.
-        metric: ``metric(model) → float``, called once with each model.
+        metric: called once with each model. It returns a number, or the scores of the samples,
+            1-d (tensor, array or sequence), whose mean is the metric: then the report tells its
+            interval, and whether the change is significant (needs scipy).
         output: picks the tensor to compare from what a model returns. By default it is the first
             floating-point tensor with at least one dimension, depth first, in the order of the
             tuple, mapping or dataclass; where there is none, the first 0-d one.
@@ -76,7 +80,7 @@ def compare(
 
     Raises:
         TypeError: a model that is no ``nn.Module``; data that is one batch; outputs without a
-            floating-point tensor; a metric that returns no number.
+            floating-point tensor; a metric that returns neither a number nor scores.
         ValueError: no data; the same object twice; a quantized layer whose name or size the float
             model does not have; outputs of different shapes.
 
@@ -94,16 +98,9 @@ def compare(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for model in (float_model, quantized_model):
-            stack.enter_context(_evaluating(model))
+            stack.enter_context(evaluating(model))
         first, batches, outputs = _run(float_model, quantized_model, data, output, tracks, progress)
-        measured = None
-        if metric is not None:
-            name = getattr(metric, "__name__", type(metric).__name__)
-            measured = Metric(
-                "metric" if name == "<lambda>" else name,
-                _number(metric, float_model, "float_model"),
-                _number(metric, quantized_model, "quantized_model"),
-            )
+        measured = None if metric is None else _measured(metric, float_model, quantized_model)
         latency: tuple[Latency, ...] = ()
         seconds: dict[str, tuple[float, float]] = {}
         if repeats:
@@ -133,33 +130,6 @@ def compare(
     return replace(report, layers=tuple(layers))
 
 
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of a model's ``state_dict``, tensors that share memory counted once."""
-    seen: set[tuple[Any, ...]] = set()
-    total = 0
-    for t in _tensors(model.state_dict()):
-        address = 0 if t.is_meta else t.data_ptr()
-        key = (t.device, address, t.numel(), t.dtype)
-        if not address or key not in seen:
-            seen.add(key)
-            total += t.numel() * t.element_size()
-    return total
-
-
-def pick_output(value: Any) -> Tensor:
-    """The tensor of a model's output that is compared, by the rule :func:`compare` states."""
-    found = [t for t in _tensors(value) if t.is_floating_point()]
-    for t in found:
-        if t.ndim:
-            return t
-    if not found:
-        raise TypeError(
-            f"the model returns {type(value).__name__}, in which there is no floating-point "
-            "tensor; say which value to compare by output="
-        )
-    return found[0]
-
-
 class _Track:
     """One pair of layers, watched while the models run."""
 
@@ -170,11 +140,11 @@ class _Track:
 
     def see_float(self, _m: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
         # forward, not the call, so that hooks of the caller's do not run twice
-        self.alone.add(y, _real(self.quantized.forward(*args, **kwargs)))
+        self.alone.add(y, real(self.quantized.forward(*args, **kwargs)))
         self.waiting.append(y.clone())  # what follows may change it in place, as ReLU can
 
     def see_quantized(self, _m: Any, _args: Any, y: Any) -> None:
-        y = _real(y)
+        y = real(y)
         expected = self.waiting.pop(0) if self.waiting else None
         if expected is None or expected.shape != y.shape:
             # data-dependent routing: another expert got the row
@@ -228,7 +198,7 @@ def _run(
             for hook in hooks:
                 stack.callback(hook.remove)
         for batch in bar:
-            y, other = (_real(pick(call(m, batch))) for m in (float_model, quantized_model))
+            y, other = (real(pick(call(m, batch))) for m in (float_model, quantized_model))
             if y.shape != other.shape:
                 raise ValueError(
                     f"the models' outputs must have one shape, got {tuple(y.shape)} from "
@@ -242,7 +212,11 @@ def _run(
             batches += 1
     if not batches:
         raise ValueError("data must hold at least one batch, got none")
-    return first, batches, Outputs(sums.result(), cosines.mean, cosines.lowest, cosines.count)
+    return (
+        first,
+        batches,
+        Outputs(sums.result(), cosines.mean, cosines.lowest, cosines.count, cosines.estimate()),
+    )
 
 
 def _check_arguments(
@@ -287,43 +261,22 @@ def _match(
     return pairs
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _real(x: Any) -> Any:
-    return x.dequantize() if isinstance(x, QTensor) else x
-
-
-def _number(metric: Callable[[nn.Module], Any], model: nn.Module, name: str) -> float:
-    value = metric(model)
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"metric({name}) must be a number, got {type(value).__name__}") from error
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, QTensor):
-        yield value.dequantize()
-    elif isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for v in value.values():
-            yield from _tensors(v)
-    elif isinstance(value, list | tuple):
-        for v in value:
-            yield from _tensors(v)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for f in fields(value):
-            yield from _tensors(getattr(value, f.name))
+def _measured(metric: Callable[[nn.Module], Any], *models: nn.Module) -> Metric:
+    (before, first), (after, second) = (
+        scores(f"metric({name})", metric(model))
+        for name, model in zip(("float_model", "quantized_model"), models, strict=True)
+    )
+    comparison = None
+    if first is not None and second is not None:
+        if len(first) != len(second):
+            raise ValueError(
+                f"metric must score the same samples of both models, got {len(first)} scores of "
+                f"float_model and {len(second)} of quantized_model"
+            )
+        with suppress(ImportError):  # without scipy there are no intervals, and the table says so
+            comparison = paired(first, second)
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return Metric("metric" if name == "<lambda>" else name, before, after, comparison)
 
 
 def _left(model: nn.Module, reasons: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..atomic import write_text
+from ..statistics import Comparison, Estimate
 
 SCHEMA_VERSION = 1
 """Version of the JSON: raised when a field changes its meaning or goes, not when one is added."""
@@ -143,21 +144,31 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The two models' outputs. Cosines are taken between vectors along the last dimension."""
+    """The two models' outputs. Cosines are taken between vectors along the last dimension.
+
+    ``cosine`` is their mean with its interval, where a sample is an index of dimension 0; ``None``
+    where there is no vector, or scipy is not installed.
+    """
 
     difference: Difference
     cosine_mean: float
     cosine_min: float
     vectors: int
+    cosine: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What the caller's ``metric`` said of each model."""
+    """What the caller's ``metric`` said of each model.
+
+    ``comparison`` holds the intervals, and whether the change is significant; ``None`` where the
+    metric gives one number and no scores of the samples, or scipy is not installed.
+    """
 
     name: str
     before: float
     after: float
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -279,6 +290,8 @@ _DERIVED = {
 
 
 def _plain(x: Any) -> Any:
+    if isinstance(x, Estimate | Comparison):
+        return x.to_dict()
     if is_dataclass(x):
         names = (*(f.name for f in fields(x)), *_DERIVED.get(type(x), ()))
         return {name: _plain(getattr(x, name)) for name in names}
@@ -321,9 +334,15 @@ def _report(data: Mapping[str, Any]) -> Report:
             _number(outputs["cosine_mean"]),
             _number(outputs["cosine_min"]),
             outputs["vectors"],
+            Estimate.from_dict(outputs.get("cosine")),
         ),
         metric=metric
-        and Metric(metric["name"], _number(metric["before"]), _number(metric["after"])),
+        and Metric(
+            metric["name"],
+            _number(metric["before"]),
+            _number(metric["after"]),
+            Comparison.from_dict(metric.get("comparison")),
+        ),
         bytes_before=data["bytes_before"],
         bytes_after=data["bytes_after"],
         latency=tuple(

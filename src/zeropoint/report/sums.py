@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..running import cosines
+from ..statistics import Estimate, estimate
 from .numbers import Difference
 
 _CHUNK = 1 << 20  # elements compared at a time: the float64 copies stay small
@@ -40,38 +43,37 @@ class Sums:
 
 
 class Cosines:
-    """Cosines between vectors along the last dimension.
+    """Cosines between the outputs' vectors, by sample: :func:`zeropoint.running.cosines`.
 
-    An output without vectors there (one dimension, or a last one of size 1) counts as one vector
-    a batch. Two zero vectors have cosine 1, one has 0; vectors with NaN or Inf are left out.
+    Vectors with NaN or Inf are left out.
     """
 
     def __init__(self) -> None:
-        self.total, self.lowest, self.count = 0.0, math.nan, 0
+        self.lowest, self.count = math.nan, 0
+        self._sums: list[float] = []  # of each sample's cosines
+        self._counts: list[int] = []
 
     def add(self, y: Tensor, other: Tensor) -> None:
-        rows = y.shape[-1] if y.ndim > 1 and y.shape[-1] > 1 else max(y.numel(), 1)
-        if not y.numel():
+        found = cosines(y, other)
+        finite = found.isfinite()
+        counts = finite.sum(1)
+        if not counts.any():
             return
-        other = other.to(y.device)
-        step = max(1, _CHUNK // rows)
-        for a, b in zip(
-            y.reshape(-1, rows).split(step), other.reshape(-1, rows).split(step), strict=True
-        ):
-            a, b = a.to(torch.float64), b.to(torch.float64)
-            keep = (a.isfinite() & b.isfinite()).all(1)
-            a, b = a[keep], b[keep]
-            if not len(a):
-                continue
-            lengths = a.norm(dim=1) * b.norm(dim=1)
-            both_zero = (a == 0).all(1) & (b == 0).all(1)
-            cosine = torch.where(lengths > 0, (a * b).sum(1) / lengths, both_zero.to(a.dtype))
-            cosine = cosine.clamp(-1, 1)
-            self.total += float(cosine.sum())
-            self.count += len(cosine)
-            lowest = float(cosine.min())
-            self.lowest = lowest if math.isnan(self.lowest) else min(self.lowest, lowest)
+        self._sums += found.nansum(1)[counts > 0].tolist()
+        self._counts += counts[counts > 0].tolist()
+        self.count += int(counts.sum())
+        self.lowest = float(np.fmin(self.lowest, float(found[finite].min())))
 
     @property
     def mean(self) -> float:
-        return self.total / self.count if self.count else math.nan
+        return math.fsum(self._sums) / self.count if self.count else math.nan
+
+    def estimate(self) -> Estimate | None:
+        """The mean and its interval over the samples; ``None`` without any, or without scipy."""
+        if not self.count:
+            return None
+        counts = np.array(self._counts, dtype=np.float64)
+        try:
+            return estimate(np.array(self._sums) / counts, weights=counts, binary=False)
+        except ImportError:
+            return None

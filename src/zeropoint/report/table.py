@@ -65,15 +65,17 @@ def whole_rows(r: Report) -> list[tuple[str, str, str, str]]:
     d = r.outputs.difference
     rows = [
         ("Output SQNR", "", words.decibels(d), ""),
-        ("Output cosine, mean", "", words.cosine(r.outputs.cosine_mean), ""),
+        ("Output cosine, mean", "", words.mean_cosine(r), ""),
         ("Output cosine, worst", "", words.cosine(r.outputs.cosine_min), ""),
         ("Output error, largest", "", words.number(d.max_abs_error), ""),
     ]
     if r.metric is not None:
         m = r.metric
-        rows.append(
-            (m.name, words.number(m.before), words.number(m.after), words.change(m.before, m.after))
-        )
+        cells = (words.number(m.before), words.number(m.after), words.change(m.before, m.after))
+        if m.comparison is not None:
+            found = (m.comparison.before, m.comparison.after, m.comparison.change)
+            cells = tuple(f"{c} {words.interval(x)}" for c, x in zip(cells, found, strict=True))  # type: ignore[assignment]
+        rows.append((m.name, *cells))
     before, after = r.bytes_before, r.bytes_after
     rows.append(("Size", words.size(before), words.size(after), words.shrinkage(before, after)))
     for x in r.latency:
@@ -89,6 +91,21 @@ def latency_note(r: Report) -> str:
     return f"Latency: median (quartiles), both models in turn. {runs}."
 
 
+def interval_note(r: Report) -> str:
+    """What stands in parentheses, and whether the metric's change is significant."""
+    m, x = r.metric, r.outputs.cosine
+    if m is not None and m.comparison is not None:
+        c = m.comparison
+        return f"(low … high): intervals at {c.change.level:.0%}. {m.name}: {c.verdict}."
+    if x is not None:
+        return (
+            f"(low … high): interval at {x.level:.0%} by {words.count(x.n, 'sample', 'samples')}."
+        )
+    if r.outputs.vectors:
+        return "No intervals: they need scipy, pip install 'zeropoint[search]'."
+    return ""
+
+
 def _whole(r: Report) -> Table:
     table = Table(
         title=escape(f"{r.model}, {words.count(r.batches, 'batch', 'batches')}"), **_STYLE
@@ -98,8 +115,8 @@ def _whole(r: Report) -> Table:
         table.add_column(name, justify="right")
     for row in whole_rows(r):
         table.add_row(*(escape(cell) for cell in row))
-    if r.latency:
-        table.caption = escape(latency_note(r))
+    notes = [interval_note(r), latency_note(r) if r.latency else ""]
+    table.caption = escape("\n".join(note for note in notes if note)) or None
     return table
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..tensor import QTensor
+from ..running import call
 from .numbers import Latency, Timing
 
 _WARM_UP = 2  # the first call packs weights, the second finds caches and threads warm
@@ -41,19 +41,6 @@ def _rounds(count: int, end: float) -> Iterator[tuple[int, ...]]:
         if i and time.perf_counter() >= end:
             return
         yield (1, 0) if i % 2 else (0, 1)
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """Run a model on a batch: ``model(x)``, ``model(*x)`` or ``model(**x)``."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, list | tuple):
-        return model(*batch)
-    if isinstance(batch, Tensor | QTensor):
-        return model(batch)
-    raise TypeError(
-        f"a batch must be a tensor, a tuple or list, or a mapping, got {type(batch).__name__}"
-    )
 
 
 def time_models(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..statistics import Estimate
     from .numbers import Difference, Latency, Report, Timing
 
 
@@ -65,6 +67,19 @@ def cosine(value: float) -> str:
         if float(text) < 1:
             return text
     return "1.0000" if value == 1 else "> 0.99999999"
+
+
+def interval(x: Estimate, words: Callable[[float], str] = number) -> str:
+    """The ends of an interval: ``(0.9685 … 0.9912)``; ``(?)`` where nothing is known."""
+    if not (math.isfinite(x.low) and math.isfinite(x.high)):
+        return "(?)"
+    return f"({words(x.low)} … {words(x.high)})"
+
+
+def mean_cosine(r: Report) -> str:
+    """``0.9985 (0.9983 … 0.9987)``; the value alone where the interval is not known."""
+    text, x = cosine(r.outputs.cosine_mean), r.outputs.cosine
+    return text if x is None else f"{text} {interval(x, cosine)}"
 
 
 def factor(value: float) -> str:
@@ -127,15 +142,17 @@ def verdict(r: Report) -> str:
         parts.append("returns exactly the same outputs")
     elif r.outputs.vectors:
         parts.append(
-            f"keeps its outputs at a cosine of {cosine(r.outputs.cosine_mean)} on average, "
+            f"keeps its outputs at a cosine of {mean_cosine(r)} on average, "
             f"{cosine(r.outputs.cosine_min)} at worst (SQNR {decibels(d)})"
         )
     text = "The quantized model " + _list(parts) + "."
     if r.metric is not None:
         before, after = number(r.metric.before), number(r.metric.after)
         text += f" Its {r.metric.name} " + (
-            f"stays at {after}." if before == after else f"goes from {before} to {after}."
+            f"stays at {after}" if before == after else f"goes from {before} to {after}"
         )
+        found = r.metric.comparison
+        text += "." if found is None else f": {found.verdict}."
     if d.non_finite:
         text += f" Warning: {d.non_finite} output values are NaN or infinite in one model only."
     broken = [x.label for x in r.layers if x.alone.non_finite]
