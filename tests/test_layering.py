@@ -31,7 +31,8 @@ LAYERS = (
     ("kernels", "reference"),
     ("affine",),
     ("tensor",),
-    ("spec", "interleave", "atomic", "statistics", "splits"),
+    ("layout", "indexing"),
+    ("spec", "codec", "interleave", "atomic", "statistics", "splits"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Folders of alternatives, with the files that these share. Other folders are one module in parts.

@@ -1,7 +1,13 @@
 """zeropoint: the Linear layer of a neural network, in float and in integers, for PyTorch."""
 
 from . import functional, ops
-from .affine import choose_qparams, quantize_per_channel, quantize_per_tensor, quantize_to_spec
+from .affine import (
+    choose_qparams,
+    quantize_per_channel,
+    quantize_per_group,
+    quantize_per_tensor,
+    quantize_to_spec,
+)
 from .formats.native import CheckpointError, load, quantize_file, save
 from .formats.native import inspect as inspect_checkpoint
 from .kernels import (
@@ -29,16 +35,20 @@ from .recipes import RECIPES, LayerRecipe, Recipe, get_recipe
 from .report import Report, compare
 from .spec import (
     ACTIVATION_UINT8,
+    WEIGHT_INT4,
     WEIGHT_INT8,
     PerChannel,
+    PerGroup,
     PerTensor,
     QuantSpec,
+    int4,
 )
 from .tensor import QTensor
 
 __all__ = [
     "ACTIVATION_UINT8",
     "RECIPES",
+    "WEIGHT_INT4",
     "WEIGHT_INT8",
     "CheckpointError",
     "EntropyObserver",
@@ -51,6 +61,7 @@ __all__ = [
     "PackedLinear",
     "PackedWeight",
     "PerChannel",
+    "PerGroup",
     "PerTensor",
     "PercentileObserver",
     "Plan",
@@ -69,6 +80,7 @@ __all__ = [
     "functional",
     "get_recipe",
     "inspect_checkpoint",
+    "int4",
     "load",
     "ops",
     "plan",
@@ -77,6 +89,7 @@ __all__ = [
     "quantize",
     "quantize_file",
     "quantize_per_channel",
+    "quantize_per_group",
     "quantize_per_tensor",
     "quantize_to_spec",
     "save",

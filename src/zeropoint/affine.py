@@ -8,7 +8,8 @@ halfway between integers: 0.5 with zero point 1 becomes 1 or 2. Per tensor it is
 rounding, in one fused operation (:func:`quantize_fused`), as ``torch.quantize_per_tensor`` does on
 x86: that is what :func:`quantize_per_tensor` and static activations do. Rows quantized on the fly
 and integer outputs add it afterwards (:func:`quantize`). :func:`quantize_per_channel` adds it
-before the rounding, in two operations, as ``torch.quantize_per_channel``.
+before the rounding, in two operations, as ``torch.quantize_per_channel``; and so does
+:func:`quantize_per_group`, whose one group of all inputs is a channel.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .spec import PerChannel, QuantSpec
-from .tensor import SIGNED, SMALLEST_SCALE, QTensor, broadcastable
+from .layout import Layout, normalized
+from .spec import PerChannel, PerGroup, QuantSpec, integer_range
+from .tensor import (
+    SIGNED,
+    SMALLEST_SCALE,
+    QTensor,
+    broadcastable,
+    expand_groups,
+)
 
 
 def _dtype_is_signed(dtype: torch.dtype) -> bool:
@@ -78,17 +86,6 @@ def quantize_fused(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax
     return torch.round(shifted).clamp(qmin, qmax).to(torch.int32)
 
 
-def _quantize_as_torch(x: Tensor, q: QTensor) -> Tensor:
-    """The integers of ``x`` by ``q``'s scale and zero point, in torch's order; see the module."""
-    x = x.detach().to(torch.float32)
-    info = torch.iinfo(q.dtype)
-    if q.axis is None:
-        return quantize_fused(x, q.scale, q.zero_point, info.min, info.max).to(q.dtype)
-    scale, zero_point = (broadcastable(t, q.axis, x.ndim) for t in (q.scale, q.zero_point))
-    shifted = x * (1.0 / scale) + zero_point.to(torch.float32)
-    return torch.round(shifted).clamp(info.min, info.max).to(q.dtype)
-
-
 def _check_no_nan(name: str, x: Tensor) -> None:
     nan = x.isnan()
     if bool(nan.any()):
@@ -97,46 +94,91 @@ def _check_no_nan(name: str, x: Tensor) -> None:
 
 
 def quantize_per_tensor(
-    input: Tensor, scale: float | Tensor, zero_point: int | Tensor, dtype: torch.dtype
+    input: Tensor,
+    scale: float | Tensor,
+    zero_point: int | Tensor,
+    dtype: torch.dtype,
+    *,
+    bits: int = 8,
 ) -> QTensor:
     """Quantize with one scale and zero point, as ``torch.quantize_per_tensor``.
 
     Args:
         input: floating-point tensor of any shape. ±Inf clamps to the ends of the range.
         scale: size of one step, positive. Rounded to float32.
-        zero_point: the integer that stands for real zero, in the range of ``dtype``.
+        zero_point: the integer that stands for real zero, in the range of the integers.
         dtype: ``torch.uint8``/``torch.quint8`` or ``torch.int8``/``torch.qint8``.
+        bits: width of the integers, 2 to 8.
 
     Returns:
         A :class:`QTensor` of ``input``'s shape.
 
     Raises:
         TypeError: ``input`` is not a floating-point tensor.
-        ValueError: NaN in ``input``; ``scale``, ``zero_point`` or ``dtype`` out of range.
+        ValueError: NaN in ``input``; ``scale``, ``zero_point``, ``dtype`` or ``bits`` out of range.
 
     >>> quantize_per_tensor(torch.tensor([-1.0, 0.0, 2.5]), 1.0, 10, torch.quint8).int_repr()
     tensor([ 9, 10, 12], dtype=torch.uint8)
     """
-    return _quantize(input, scale, zero_point, None, dtype)
+    return _quantize(input, scale, zero_point, None, dtype, bits, None)
 
 
 def quantize_per_channel(
-    input: Tensor, scales: Tensor, zero_points: Tensor, axis: int, dtype: torch.dtype
+    input: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    axis: int,
+    dtype: torch.dtype,
+    *,
+    bits: int = 8,
 ) -> QTensor:
     """Quantize with one scale and zero point a channel, as ``torch.quantize_per_channel``.
 
     Args:
         input: floating-point tensor.
         scales: ``(input.shape[axis],)``, positive. Rounded to float32.
-        zero_points: integers ``(input.shape[axis],)`` in the range of ``dtype``.
+        zero_points: integers ``(input.shape[axis],)`` in the range of the integers.
         axis: the channel axis.
         dtype: ``torch.uint8``/``torch.quint8`` or ``torch.int8``/``torch.qint8``.
+        bits: width of the integers, 2 to 8.
 
     Raises:
         TypeError: ``input`` is not a floating-point tensor.
         ValueError: NaN in ``input``; another argument out of range.
     """
-    return _quantize(input, scales, zero_points, axis, dtype)
+    return _quantize(input, scales, zero_points, axis, dtype, bits, None)
+
+
+def quantize_per_group(
+    input: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    *,
+    bits: int = 8,
+) -> QTensor:
+    """Quantize with one scale and zero point for each run of ``group_size`` entries along the last
+    axis. The last group may be shorter.
+
+    Args:
+        input: floating-point tensor ``(…, size)``. ±Inf clamps to the ends of the range.
+        scales: ``(…, groups)`` with ``groups = ceil(size / group_size)``, positive; float32,
+            bfloat16 or float16, in which they are stored. The arithmetic is float32's.
+        zero_points: integers of the same shape in the range of the integers.
+        group_size: at least 1; above ``size`` it is one group.
+        dtype: ``torch.uint8``/``torch.quint8`` or ``torch.int8``/``torch.qint8``.
+        bits: width of the integers, 2 to 8.
+
+    Raises:
+        TypeError: ``input`` is not a floating-point tensor.
+        ValueError: NaN in ``input``; another argument out of range or of another shape.
+
+    >>> x, zeros = torch.tensor([[0.0, 1.0, 20.0]]), torch.zeros(1, 2, dtype=torch.int32)
+    >>> quantize_per_group(x, torch.tensor([[0.5, 2.0]]), zeros, 2, torch.uint8, bits=4).int_repr()
+    tensor([[ 0,  2, 10]], dtype=torch.uint8)
+    """
+    return _quantize(input, scales, zero_points, None, dtype, bits, group_size)
 
 
 def _quantize(
@@ -145,15 +187,27 @@ def _quantize(
     zero_point: int | Tensor,
     axis: int | None,
     dtype: torch.dtype,
+    bits: int,
+    group_size: int | None,
 ) -> QTensor:
     _check_float("input", x)
     signed = _dtype_is_signed(dtype)
+    layout = Layout.of(x.shape, signed, bits, group_size)
     _check_no_nan("input", x)
+    qmin, qmax = integer_range(bits, signed)
     storage = torch.int8 if signed else torch.uint8
-    # An empty QTensor first: it validates scale, zero point and axis, and normalizes them.
-    q = QTensor(torch.empty(x.shape, dtype=storage, device=x.device), scale, zero_point, axis)
-    q._int_repr.copy_(_quantize_as_torch(x, q))
-    return q
+    scale, zero_point, axis = normalized(layout, x.device, scale, zero_point, axis)
+    x = x.detach().to(torch.float32)
+    if axis is None and group_size is None:
+        integers = quantize_fused(x, scale, zero_point, qmin, qmax)
+    else:
+        per_entry = (scale.to(torch.float32), zero_point.to(torch.float32))
+        if axis is not None:
+            s, z = (broadcastable(t, axis, x.ndim) for t in per_entry)
+        else:
+            s, z = (expand_groups(t, group_size or 1, x.shape[-1]) for t in per_entry)
+        integers = torch.round(x * (1.0 / s) + z).clamp(qmin, qmax)
+    return QTensor._of_plain(integers.to(storage), scale, zero_point, axis, bits, group_size)
 
 
 def choose_qparams(lo: Tensor, hi: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
@@ -163,18 +217,20 @@ def choose_qparams(lo: Tensor, hi: Tensor, spec: QuantSpec) -> tuple[Tensor, Ten
     2018, section 2.1, https://arxiv.org/abs/1712.05877). Asymmetric: ``scale = hi/(qmax − qmin) −
     lo/(qmax − qmin)``, which cannot overflow, and ``zero_point = qmin + round(−lo · (1/scale))``.
     Symmetric: ``scale = max(|lo|, |hi|)/((qmax − qmin)//2)``. No scale falls below the smallest
-    normal float32, which keeps ``1/scale`` finite for constant and denormal ranges.
+    normal float32, which keeps ``1/scale`` finite for constant and denormal ranges. It is rounded
+    to ``spec.scale_dtype`` (and does not become zero there) before the zero point is chosen.
 
     Args:
-        lo, hi: finite float tensors of one shape, the smallest and largest real to represent.
+        lo, hi: finite float tensors of one shape, the smallest and largest real to represent: one
+            entry for each scale, so ``(…, groups)`` for groups.
         spec: gives the integers and whether the zero point is fixed.
 
     Returns:
-        ``(scale, zero_point)``: float32 and int32 tensors of ``lo``'s shape.
+        ``(scale, zero_point)``: tensors of ``lo``'s shape, of ``spec.scale_dtype`` and int32.
 
     Raises:
         ValueError: ``lo`` or ``hi`` is not finite in float32, ``lo`` above ``hi``, or of another
-            shape.
+            shape; a range whose scale is above what ``spec.scale_dtype`` holds.
 
     >>> spec = QuantSpec(signed=False, symmetric=False)
     >>> choose_qparams(torch.tensor(-1.0), torch.tensor(1.55), spec)
@@ -198,10 +254,45 @@ def choose_qparams(lo: Tensor, hi: Tensor, spec: QuantSpec) -> tuple[Tensor, Ten
     steps = torch.full_like(hi, spec.qmax - spec.qmin)
     if spec.symmetric:
         scale = (torch.maximum(-lo, hi) / (steps // 2)).clamp(min=SMALLEST_SCALE)
+        scale = _rounded(scale, spec.scale_dtype)
         return scale, torch.full_like(scale, spec.zero_point_if_symmetric, dtype=torch.int32)
-    scale = (hi / steps - lo / steps).clamp(min=SMALLEST_SCALE)
-    zero_point = (torch.round(-lo * (1.0 / scale)) + spec.qmin).clamp(spec.qmin, spec.qmax)
-    return scale, zero_point.to(torch.int32)
+    scale = _rounded((hi / steps - lo / steps).clamp(min=SMALLEST_SCALE), spec.scale_dtype)
+    zero_point = torch.round(-lo * (1.0 / scale.to(torch.float32))) + spec.qmin
+    return scale, zero_point.clamp(spec.qmin, spec.qmax).to(torch.int32)
+
+
+def _rounded(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scale in a narrower type, not zero and not infinite."""
+    if dtype == torch.float32:
+        return scale
+    rounded = scale.to(dtype)
+    if bool(rounded.isinf().any()):
+        raise ValueError(
+            f"scale_dtype {dtype} holds no scale above {torch.finfo(dtype).max}, needed is "
+            f"{float(scale.max())}; use torch.float32"
+        )
+    # float16 goes down to 2**-24, with fewer digits; below that comes zero.
+    least = 2.0**-24 if dtype == torch.float16 else SMALLEST_SCALE
+    return rounded.clamp(min=least)
+
+
+def group_ranges(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """The smallest and largest entry of each group along the last axis, widened to hold zero.
+
+    Args:
+        x: floating point ``(…, size)``.
+
+    Returns:
+        ``(lo, hi)``: ``(…, groups)`` of ``x``'s dtype.
+    """
+    groups = PerGroup(group_size).count(x.shape[-1])
+    if not groups:
+        return (x.new_zeros(*x.shape[:-1], 0),) * 2
+    group_size = min(group_size, x.shape[-1])
+    # The zeros that fill up the last group are within the widened range.
+    padded = torch.nn.functional.pad(x, (0, groups * group_size - x.shape[-1]))
+    padded = padded.reshape(*x.shape[:-1], groups, group_size)
+    return padded.amin(-1).clamp(max=0.0), padded.amax(-1).clamp(min=0.0)
 
 
 def quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
@@ -209,17 +300,24 @@ def quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
 
     Args:
         x: finite floating-point tensor. Empty channels get scale :data:`SMALLEST_SCALE`.
-        spec: per tensor, or per channel along an axis of ``x``.
+        spec: per tensor, per channel along an axis of ``x``, or per group along its last axis.
 
     Raises:
         TypeError: ``x`` is not floating point.
-        ValueError: NaN or Inf in ``x``, or an axis that ``x`` does not have.
+        ValueError: NaN or Inf in ``x``; an axis that ``x`` does not have; a range whose scale
+            ``spec.scale_dtype`` cannot hold.
     """
     _check_float("x", x)
     x = x.detach()
     if not bool(x.isfinite().all()):
         first = tuple((~x.isfinite()).nonzero()[0].tolist())
         raise ValueError(f"x must be finite, got {x[first].item()} (first at index {first})")
+    if isinstance(spec.granularity, PerGroup):
+        if not x.ndim:
+            raise ValueError("x must have an axis to group, got a 0-d tensor")
+        size = spec.granularity.size
+        qparams = choose_qparams(*group_ranges(x, size), spec)
+        return quantize_per_group(x, *qparams, size, spec.dtype, bits=spec.bits)
     axis: int | None = None
     if isinstance(spec.granularity, PerChannel):
         axis = spec.granularity.axis
@@ -231,5 +329,5 @@ def quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
         flat = x.reshape(1, -1) if x.numel() else x.new_zeros(1, 1)
     scale, zero_point = choose_qparams(flat.amin(1), flat.amax(1), spec)
     if axis is None:
-        return quantize_per_tensor(x, scale[0], zero_point[0], spec.dtype)
-    return quantize_per_channel(x, scale, zero_point, axis, spec.dtype)
+        return quantize_per_tensor(x, scale[0], zero_point[0], spec.dtype, bits=spec.bits)
+    return quantize_per_channel(x, scale, zero_point, axis, spec.dtype, bits=spec.bits)

@@ -62,11 +62,16 @@ def check(input: Any, weight: Any, bias: Any, quantized_input: bool = True) -> N
         )
     if weight.ndim != 2 or weight.axis not in (None, 0):
         raise ValueError(
-            "weight must have shape (out_features, in_features), per tensor or per channel along "
-            f"axis 0; got shape {tuple(weight.shape)}, axis {weight.axis}"
+            "weight must have shape (out_features, in_features), per tensor, per group or per "
+            f"channel along axis 0; got shape {tuple(weight.shape)}, axis {weight.axis}"
         )
     if isinstance(input, QTensor) and input.axis is not None:
         raise ValueError(f"input must be quantized per tensor, got per channel, axis {input.axis}")
+    if isinstance(input, QTensor) and input._layout is not None:
+        raise ValueError(
+            f"input must be of 8 bits, per tensor, got {input.bits} bits"
+            + (f" in groups of {input.group_size}" if input.group_size is not None else "")
+        )
     check_shapes(input, weight, bias)
 
 

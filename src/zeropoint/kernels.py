@@ -106,9 +106,16 @@ def _activate_from_environment() -> None:
 _activate_from_environment()
 
 
+def has_kernel(weight: QTensor) -> bool:
+    """Whether the core can pack this weight: not where groups of inputs have scales of their own,
+    which the reference computes. Below 8 bits it holds the integers one a byte."""
+    return weight.group_size is None
+
+
 def usable(x: Tensor, weight: QTensor) -> bool:
-    """Whether the core computes for these tensors: it is loaded and all lie on the CPU."""
-    return _enabled and x.is_cpu and weight._int_repr.is_cpu
+    """Whether the core computes for these tensors: it is loaded, all lie on the CPU, and there is a
+    kernel for the weight."""
+    return _enabled and x.is_cpu and weight._int_repr.is_cpu and has_kernel(weight)
 
 
 def packed_usable(x: Tensor, weight: PackedWeight) -> bool:
@@ -149,7 +156,7 @@ class _Packed:
             )
             self.linear_float = self.core.linear_float
             return
-        integers = weight._int_repr.contiguous()
+        integers = weight.int_repr().contiguous()
         scale, zero_point = weight._scale.contiguous(), weight._zero_point.contiguous()
         self.sources = (weight._int_repr, weight._scale, weight._zero_point)
         # Inference tensors have no version counter: what was packed from them stays.
@@ -210,12 +217,15 @@ class PackedWeight:
         device = weight._int_repr.device if isinstance(weight, QTensor) else weight.device
         if _core is None or device.type != "cpu":
             return
+        if isinstance(weight, QTensor) and not has_kernel(weight):
+            return
         if isinstance(weight, QTensor):
             self._packed = _Packed(weight)
             self._packed.sources, self._packed.versions = (), None
             shape_only = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
             scale, zero_point = weight._scale.clone(), weight._zero_point.clone()
-            self._plain = QTensor._of(shape_only, scale, zero_point, weight._axis)
+            parts = (shape_only, scale, zero_point, weight._axis, weight._layout)
+            self._plain = QTensor._of(*parts)
             self._plain._packed = self._packed
         elif weight.dtype in (torch.float32, torch.bfloat16):
             self._packed = _Packed(weight)
@@ -248,7 +258,8 @@ class PackedWeight:
         values = torch.empty(self.shape, dtype=self.dtype)
         self._packed.core.unpack(values.data_ptr())
         if isinstance(plain, QTensor):
-            return QTensor._of(values, plain._scale, plain._zero_point, plain._axis), self._bias
+            parts = (values, plain._scale, plain._zero_point, plain._axis)
+            return QTensor._of_plain(*parts, plain.bits, None), self._bias
         return values, self._bias
 
     def _number(self) -> None:
@@ -308,8 +319,8 @@ def prepack(weight: QTensor | Tensor, bias: Tensor | None = None) -> PackedWeigh
     """Lay a weight out for the hardware, once.
 
     Args:
-        weight: ``(out_features, in_features)``: a :class:`QTensor` per tensor or per channel along
-            axis 0, or float32 or bfloat16.
+        weight: ``(out_features, in_features)``: a :class:`QTensor` per tensor, per channel along
+            axis 0 or per group, or float32 or bfloat16.
         bias: ``(out_features,)`` floating point, or ``None``; kept beside it.
 
     Returns:
@@ -331,8 +342,8 @@ def prepack(weight: QTensor | Tensor, bias: Tensor | None = None) -> PackedWeigh
     axis = weight.axis if isinstance(weight, QTensor) else None
     if weight.ndim != 2 or axis not in (None, 0):
         raise ValueError(
-            "weight must have shape (out_features, in_features), per tensor or per channel along "
-            f"axis 0; got shape {tuple(weight.shape)}, axis {axis}"
+            "weight must have shape (out_features, in_features), per tensor, per group or per "
+            f"channel along axis 0; got shape {tuple(weight.shape)}, axis {axis}"
         )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
@@ -417,7 +428,7 @@ def quick_integers(
     point as numbers, or both ``None`` for those of ``q``.
     """
     x = q._int_repr
-    if type(x) is not Tensor or q._axis is not None or not _enabled:
+    if type(x) is not Tensor or q._axis is not None or q._layout is not None or not _enabled:
         return None
     if type(weight) is not QTensor:
         if type(weight) is not PackedWeight or bias is not None:

@@ -4,9 +4,15 @@ Every kernel returns the bits of the functions here, on every instruction set, a
 count, for a row alone or inside any batch. They are written in plain torch and run on any device.
 
 Shapes: activations ``(rows, in_features)``, weights ``(out_features, in_features)``.
+
+Weights of any width compute by the same formulas. Where groups of inputs have scales of their own
+(:class:`zeropoint.PerGroup`), the groups' sums are added in ascending order, each by one fused
+multiply-add with its scale.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -95,9 +101,57 @@ def linear_integer(
     weight: QTensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """Integer activations × integer weights, float32 ``(rows, out)``."""
+    """Integer activations × integer weights, float32 ``(rows, out)``.
+
+    Args:
+        q: int8, or integers from 0 to 255 of another type, ``(rows, k)``.
+        scale, zero_point: of the activations, ``(rows,)`` or 0-d.
+    """
+    if weight.group_size is not None:
+        return linear_integer_groups(q, scale, zero_point, weight, bias)
     acc = integer_product(q, zero_point, weight.int_repr(), weight.zero_point)
     return epilogue(acc, scale, weight.scale, bias)
+
+
+def linear_integer_groups(
+    q: Tensor, scale: Tensor, zero_point: Tensor, weight: QTensor, bias: Tensor | None
+) -> Tensor:
+    """:func:`linear_integer` where groups of inputs have scales of their own.
+
+    Activations count from the middle: ``a = q − 128`` and ``z = zero_point − 128``; of int8,
+    ``a = q`` and ``z = zero_point``. From 0, with the groups ``g`` ascending::
+
+        T[m,n] = fma(float(Σ_{k∈g} a[m,k] · (w[n,k] − zw[n,g])), s[n,g], T[m,n])
+        C[n]   = fma(float(Σ_{k∈g} (w[n,k] − zw[n,g])), s[n,g], C[n])
+
+    with exact sums, rounded once to float32. Then
+    ``y = fma(−float(z[m]), C[n], T[m,n]) · scale[m]`` and ``+ bias[n]``, each operation rounded
+    once.
+    """
+    middle = 0 if q.dtype == torch.int8 else 128
+    a = q.to(torch.float64) - middle
+    z = (zero_point.to(torch.int32) - middle).to(torch.float32).reshape(-1, 1)
+    total = torch.zeros(a.shape[0], weight.shape[0], dtype=torch.float32, device=a.device)
+    correction = total.new_zeros(1, weight.shape[0])
+    for columns, w, s in groups(weight):
+        w = w.to(torch.float64)
+        acc = a[:, columns] @ w.T + 0.0  # as integer_product: exact, with one zero
+        total = fma(acc.to(torch.float32), s, total)
+        correction = fma(w.sum(1).to(torch.float32), s, correction)
+    y = fma(-z, correction, total) * scale.reshape(-1, 1)
+    return y if bias is None else y + bias.to(torch.float32)
+
+
+def groups(weight: QTensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The groups of a weight, ascending: which inputs, ``w − zero_point`` as int32 ``(out,
+    inputs)``, and the scale as float32 ``(out,)``."""
+    size = weight.group_size
+    assert size is not None
+    integers = weight.int_repr().to(torch.int32)
+    scale, zero_point = weight.scale.to(torch.float32), weight.zero_point.to(torch.int32)
+    for g in range(scale.shape[1]):
+        columns = slice(g * size, (g + 1) * size)
+        yield columns, integers[:, columns] - zero_point[:, g : g + 1], scale[:, g]
 
 
 def linear_static(
@@ -126,14 +180,18 @@ def linear_weight_only(x: Tensor, weight: QTensor, bias: Tensor | None) -> Tenso
     """Float activations × dequantized weights, float32 ``(rows, out)``.
 
     One fused multiply-add chain an output, ``k`` ascending from 0, over ``float(q − zero_point)``;
-    then ``· scale[n]`` and ``+ bias[n]``, each rounded once.
+    then ``· scale[n]`` and ``+ bias[n]``, each rounded once. Where groups of inputs have scales of
+    their own, a chain ``p[g]`` for each, and from 0, ``g`` ascending, ``y = fma(p[g], s[n,g], y)``;
+    then ``+ bias[n]``.
     """
     x = x.to(torch.float32)
-    w = (weight.int_repr().to(torch.int32) - weight.zero_point.reshape(-1, 1)).to(torch.float32)
-    acc = x.new_zeros(x.shape[0], w.shape[0])
-    for k in range(x.shape[1]):
-        acc = fma(x[:, k : k + 1], w[:, k].reshape(1, -1), acc)
-    y = acc * weight.scale.reshape(1, -1)
+    if weight.group_size is None:
+        w = weight.int_repr().to(torch.int32) - weight.zero_point.reshape(-1, 1)
+        y = _chain(x, w) * weight.scale.reshape(1, -1)
+    else:
+        y = x.new_zeros(x.shape[0], weight.shape[0])
+        for columns, w, s in groups(weight):
+            y = fma(_chain(x[:, columns], w), s, y)
     return y if bias is None else y + bias.to(torch.float32)
 
 
@@ -142,11 +200,17 @@ def linear_float(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     One fused multiply-add chain an output, ``k`` ascending from 0; then ``+ bias[n]``.
     """
-    x, w = x.to(torch.float32), weight.to(torch.float32)
+    acc = _chain(x.to(torch.float32), weight)
+    return acc if bias is None else acc + bias.to(torch.float32)
+
+
+def _chain(x: Tensor, w: Tensor) -> Tensor:
+    """``Σ_k x[m,k] · float(w[n,k])``: one fused multiply-add chain, ``k`` ascending from 0."""
+    w = w.to(torch.float32)
     acc = x.new_zeros(x.shape[0], w.shape[0])
     for k in range(x.shape[1]):
         acc = fma(x[:, k : k + 1], w[:, k].reshape(1, -1), acc)
-    return acc if bias is None else acc + bias.to(torch.float32)
+    return acc
 
 
 def exponential(x: Tensor) -> Tensor:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .spec import PerChannel, PerTensor, QuantSpec
+from . import codec, indexing
+from .layout import Layout, normalized, pack, unpack
+from .spec import PerChannel, PerGroup, PerTensor, QuantSpec, integer_range
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 """No scale is chosen below the smallest normal float32, so that ``1/scale`` stays finite."""
-
-_RECIPROCAL_OVERFLOWS = 2.0**-128
-"""The largest scale whose reciprocal is infinite in float32."""
 
 SIGNED = {torch.int8: True, torch.uint8: False, torch.qint8: True, torch.quint8: False}
 
@@ -26,25 +26,36 @@ def broadcastable(per_channel: Tensor, axis: int, ndim: int) -> Tensor:
     return per_channel.reshape(shape)
 
 
+def expand_groups(per_group: Tensor, size: int, length: int) -> Tensor:
+    """``(…, groups)`` as ``(…, length)``: each group's value at every entry of the group."""
+    return per_group.repeat_interleave(size, -1)[..., :length]
+
+
 class QTensor:
     """Integers with a scale and a zero point: ``real = scale * (q - zero_point)``.
 
     A plain object that holds plain tensors, not a ``torch.Tensor`` subclass. Made by
-    :func:`quantize_per_tensor` and :func:`quantize_per_channel`; the constructor takes integers
-    that exist already.
+    :func:`quantize_per_tensor`, :func:`quantize_per_channel` and :func:`quantize_per_group`; the
+    constructor takes integers that exist already. Below 8 bits they are stored packed
+    (:mod:`zeropoint.codec`).
 
     Args:
         int_repr: the integers, ``torch.int8`` or ``torch.uint8``, any shape.
         scale: positive and finite in float32, and so its reciprocal (above 2⁻¹²⁸). A float or 0-d
-            tensor, or for per-channel a vector with one entry for each index along the channel
-            axis. Stored as float32, the type the arithmetic uses.
+            tensor; for per-channel a vector with one entry for each index along the channel
+            axis; for groups of shape ``(*int_repr.shape[:-1], groups)``. Stored as float32, the
+            type the arithmetic uses; for groups bfloat16 and float16 stay as they are.
         zero_point: an int, or integers of ``scale``'s shape, within the range of the integers.
-            Stored as int32.
+            Stored as int32; for groups int8 and uint8 stay as they are.
         axis: the channel axis; ``None`` means per tensor.
+        bits: width of the integers, 2 to 8.
+        group_size: entries along the last axis that share a scale; ``None`` means no groups. The
+            last group may be shorter.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a shape, scale, zero point or axis that does not fit.
+        ValueError: a shape, scale, zero point or axis that does not fit; an integer that ``bits``
+            cannot hold.
 
     >>> q = QTensor(torch.tensor([0, 128, 255], dtype=torch.uint8), 0.5, 128)
     >>> q.dequantize()
@@ -56,7 +67,8 @@ class QTensor:
     __slots__ = (
         "__weakref__",
         "_axis",
-        "_int_repr",
+        "_int_repr",  # as stored: packed codes below 8 bits
+        "_layout",  # None for 8 bits without groups
         "_numbers",
         "_packed",
         "_scalars",
@@ -70,57 +82,68 @@ class QTensor:
         scale: float | Tensor,
         zero_point: int | Tensor = 0,
         axis: int | None = None,
+        *,
+        bits: int = 8,
+        group_size: int | None = None,
     ) -> None:
         if not isinstance(int_repr, Tensor) or int_repr.dtype not in (torch.int8, torch.uint8):
             got = int_repr.dtype if isinstance(int_repr, Tensor) else type(int_repr).__name__
             raise TypeError(f"int_repr must be a torch.int8 or torch.uint8 tensor, got {got}")
-        device = int_repr.device
-        # The dtype is named: a Python float would become torch.get_default_dtype() first.
-        scale = torch.as_tensor(scale, dtype=torch.float32, device=device).detach()
-        zero_point = torch.as_tensor(zero_point, device=device).detach()
-        if zero_point.is_floating_point() or zero_point.dtype == torch.bool:
-            raise TypeError(f"zero_point must hold integers, got {zero_point.dtype}")
-        if axis is not None:
-            if not isinstance(axis, int) or isinstance(axis, bool):
-                raise TypeError(f"axis must be an int or None, got {type(axis).__name__}")
-            if not -int_repr.ndim <= axis < int_repr.ndim:
+        layout = Layout.of(int_repr.shape, int_repr.dtype == torch.int8, bits, group_size)
+        qparams = normalized(layout, int_repr.device, scale, zero_point, axis)
+        if bits < 8:
+            qmin, qmax = integer_range(bits, layout.signed)
+            if int_repr.numel() and not (qmin <= int_repr.min() and int_repr.max() <= qmax):
                 raise ValueError(
-                    f"axis must be within [{-int_repr.ndim}, {int_repr.ndim - 1}] for a tensor of "
-                    f"{int_repr.ndim} dimensions, got {axis}"
+                    f"int_repr must be within [{qmin}, {qmax}] for {bits} bits, got "
+                    f"{int(int_repr.min())}…{int(int_repr.max())}"
                 )
-            axis %= int_repr.ndim
-        expected = () if axis is None else (int_repr.shape[axis],)
-        if axis is None:
-            scale, zero_point = (
-                t.reshape(()) if t.numel() == 1 else t for t in (scale, zero_point)
-            )
-        for name, t in (("scale", scale), ("zero_point", zero_point)):
-            if tuple(t.shape) != expected:
-                raise ValueError(
-                    f"{name} must have shape {expected} "
-                    f"({'per tensor' if axis is None else f'per channel along axis {axis}'}), "
-                    f"got {tuple(t.shape)}"
-                )
-        if not bool(_good(scale).all()):
-            raise ValueError(
-                "scale must be positive and finite in float32, and so must 1/scale; got "
-                f"{float(scale[~_good(scale)].flatten()[0])}"
-            )
-        info = torch.iinfo(int_repr.dtype)
-        if zero_point.numel() and not (
-            info.min <= int(zero_point.min()) and int(zero_point.max()) <= info.max
-        ):
-            raise ValueError(
-                f"zero_point must be within [{info.min}, {info.max}] for {int_repr.dtype}, got "
-                f"{int(zero_point.min())}…{int(zero_point.max())}"
-            )
+            int_repr = pack(int_repr, bits)
         self._int_repr = int_repr
-        self._scale = scale
-        self._zero_point = zero_point.to(torch.int32)
-        self._axis = axis
+        self._scale, self._zero_point, self._axis = qparams
+        self._layout = layout.kept()
         self._packed: Any = None  # the hardware layout, kept by kernels.packed()
         self._scalars: Any = None  # scale and zero point as numbers, kept by scalars()
         self._numbers: Any = None  # the same, where their tensors are still to be made
+
+    @classmethod
+    def from_packed(
+        cls,
+        codes: Tensor,
+        shape: Sequence[int],
+        scale: float | Tensor,
+        zero_point: int | Tensor,
+        axis: int | None = None,
+        *,
+        bits: int,
+        signed: bool = False,
+        group_size: int | None = None,
+    ) -> QTensor:
+        """From integers that are packed already; ``codes`` is not copied.
+
+        Args:
+            codes: uint8 ``(*shape[:-1], bytes)``, as :func:`zeropoint.codec.pack` gives them.
+            shape: of the integers.
+            scale, zero_point, axis, bits, group_size: as of the class, with ``bits`` below 8.
+            signed: whether the integers are, that is, what code 0 stands for.
+
+        Raises:
+            TypeError, ValueError: as the class; codes of another shape, or padding that is not
+                zero.
+        """
+        layout = Layout.of(torch.Size(shape), signed, bits, group_size)
+        shape = layout.shape
+        row = codec.packed_size(shape[-1] if shape else 1, bits)
+        if not isinstance(codes, Tensor) or codes.dtype != torch.uint8:
+            raise TypeError(f"codes must be a torch.uint8 tensor, got {_describe(codes)}")
+        if bits == 8 or codes.shape != (*shape[:-1], row):
+            raise ValueError(
+                f"codes must have shape {(*shape[:-1], row)} for {bits} bits (below 8) and "
+                f"integers of shape {tuple(shape)}, got {tuple(codes.shape)}"
+            )
+        if not codec.padding_is_zero(codes, bits, shape[-1] if shape else 1):
+            raise ValueError("codes must have zero bits after the last code of each row")
+        return cls._of(codes, *normalized(layout, codes.device, scale, zero_point, axis), layout)
 
     @classmethod
     def from_torch(cls, q: Tensor) -> QTensor:
@@ -152,12 +175,35 @@ class QTensor:
         raise ValueError(f"q must be per-tensor or per-channel affine, got {scheme}")
 
     @classmethod
-    def _of(cls, integers: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> QTensor:
+    def _of(
+        cls,
+        integers: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        axis: int | None,
+        layout: Layout | None = None,
+    ) -> QTensor:
         """From parts of a QTensor, which are valid already."""
         q = cls.__new__(cls)
         q._int_repr, q._scale, q._zero_point, q._axis = integers, scale, zero_point, axis
+        q._layout = layout
         q._packed = q._scalars = q._numbers = None
         return q
+
+    @classmethod
+    def _of_plain(
+        cls,
+        integers: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        axis: int | None,
+        bits: int,
+        group_size: int | None,
+    ) -> QTensor:
+        """The same, with the integers one a byte, to be packed."""
+        layout = Layout(bits, integers.dtype == torch.int8, integers.shape, group_size)
+        stored = integers if bits == 8 else pack(integers, bits)
+        return cls._of(stored, scale, zero_point, axis, layout.kept())
 
     @classmethod
     def _of_numbers(cls, integers: Tensor, numbers: tuple[float, int]) -> QTensor:
@@ -165,7 +211,7 @@ class QTensor:
         takes longer than a small layer."""
         q = cls.__new__(cls)
         q._int_repr, q._numbers, q._axis = integers, numbers, None
-        q._packed = q._scalars = None
+        q._packed = q._scalars = q._layout = None
         return q
 
     def __getattr__(self, name: str) -> Any:
@@ -207,6 +253,8 @@ class QTensor:
     def like(self, integers: Tensor) -> QTensor:
         """Other integers of the same dtype with this tensor's scale and zero point, per tensor."""
         self._require_per_tensor("like")
+        if self._layout is not None:
+            raise ValueError(f"like needs a QTensor of 8 bits; this one has {self._layout.bits}")
         q = QTensor._of(integers, self._scale, self._zero_point, None)
         q._scalars = self._scalars
         return q
@@ -224,8 +272,12 @@ class QTensor:
     # What torch's quantized tensors answer, under the same names.
 
     def int_repr(self) -> Tensor:
-        """The integers themselves (not a copy): ``torch.int8`` or ``torch.uint8``."""
-        return self._int_repr
+        """The integers, ``torch.int8`` or ``torch.uint8``: of 8 bits themselves, not a copy; below,
+        where they are stored packed, taken out."""
+        layout = self._layout
+        if layout is None or layout.bits == 8:
+            return self._int_repr
+        return unpack(self._int_repr, layout)
 
     def q_scale(self) -> float:
         """The scale of a per-tensor quantized tensor. Raises ``ValueError`` if per channel."""
@@ -254,7 +306,13 @@ class QTensor:
         return self._axis
 
     def qscheme(self) -> torch.qscheme:
-        """``torch.per_tensor_affine`` or ``torch.per_channel_affine``."""
+        """``torch.per_tensor_affine`` or ``torch.per_channel_affine``; torch has none for groups.
+
+        Raises:
+            ValueError: per group.
+        """
+        if self.group_size is not None:
+            raise ValueError("qscheme needs a per-tensor or per-channel QTensor; this has groups")
         return torch.per_tensor_affine if self._axis is None else torch.per_channel_affine
 
     def dequantize(self) -> Tensor:
@@ -263,44 +321,64 @@ class QTensor:
         if self._axis is not None:
             scale = broadcastable(scale, self._axis, self.ndim)
             zero_point = broadcastable(zero_point, self._axis, self.ndim)
-        return (self._int_repr.to(torch.int32) - zero_point).to(torch.float32) * scale
+        elif self.group_size is not None:
+            sizes = self.group_size, self.shape[-1]
+            scale = expand_groups(scale.to(torch.float32), *sizes)
+            zero_point = expand_groups(zero_point.to(torch.int32), *sizes)
+        return (self.int_repr().to(torch.int32) - zero_point).to(torch.float32) * scale
 
     # What any tensor answers.
 
     @property
     def scale(self) -> Tensor:
-        """The scale as stored: float32, 0-d or ``(channels,)``."""
+        """The scale as stored: float32, 0-d or ``(channels,)``; or ``(…, groups)``, which may be
+        bfloat16 or float16."""
         return self._scale
 
     @property
     def zero_point(self) -> Tensor:
-        """The zero point as stored: int32, 0-d or ``(channels,)``."""
+        """The zero point as stored: int32, 0-d or ``(channels,)``; or ``(…, groups)``, which may be
+        int8 or uint8."""
         return self._zero_point
 
     @property
     def axis(self) -> int | None:
-        """The channel axis, or ``None`` if per tensor."""
+        """The channel axis, or ``None`` if not per channel."""
         return self._axis
+
+    @property
+    def bits(self) -> int:
+        """Width of the integers, 2 to 8."""
+        return 8 if self._layout is None else self._layout.bits
+
+    @property
+    def group_size(self) -> int | None:
+        """Entries along the last axis that share a scale, or ``None`` if not per group."""
+        return None if self._layout is None else self._layout.group_size
 
     @property
     def spec(self) -> QuantSpec:
         """The :class:`QuantSpec` these integers follow."""
-        signed = self.dtype == torch.int8
-        middle = 0 if signed else 128
-        return QuantSpec(
-            signed=signed,
-            symmetric=bool((self._zero_point == middle).all()),
-            granularity=PerTensor() if self._axis is None else PerChannel(self._axis),
-        )
+        signed, bits = self.dtype == torch.int8, self.bits
+        middle = 0 if signed else 1 << (bits - 1)
+        granularity: PerTensor | PerChannel | PerGroup
+        if self.group_size is not None:
+            granularity = PerGroup(self.group_size)
+        else:
+            granularity = PerTensor() if self._axis is None else PerChannel(self._axis)
+        symmetric = bool((self._zero_point == middle).all())
+        return QuantSpec(bits, signed, symmetric, granularity, self._scale.dtype)
 
     @property
     def shape(self) -> torch.Size:
-        return self._int_repr.shape
+        return self._int_repr.shape if self._layout is None else self._layout.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """``torch.int8`` or ``torch.uint8``."""
-        return self._int_repr.dtype
+        """Of :meth:`int_repr`: ``torch.int8`` or ``torch.uint8``."""
+        if self._layout is None:
+            return self._int_repr.dtype
+        return torch.int8 if self._layout.signed else torch.uint8
 
     @property
     def device(self) -> torch.device:
@@ -308,7 +386,7 @@ class QTensor:
 
     @property
     def ndim(self) -> int:
-        return self._int_repr.ndim
+        return len(self.shape)
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
@@ -317,15 +395,21 @@ class QTensor:
         return self.ndim
 
     def numel(self) -> int:
-        return self._int_repr.numel()
+        return self.shape.numel()
 
     def __len__(self) -> int:
-        return len(self._int_repr)
+        if not self.shape:
+            raise TypeError("len() of a 0-d QTensor")
+        return self.shape[0]
 
     def clone(self) -> QTensor:
         """A copy that shares no memory with this tensor."""
         return QTensor._of(
-            self._int_repr.clone(), self._scale.clone(), self._zero_point.clone(), self._axis
+            self._int_repr.clone(),
+            self._scale.clone(),
+            self._zero_point.clone(),
+            self._axis,
+            self._layout,
         )
 
     def to(self, device: torch.device | str) -> QTensor:
@@ -335,48 +419,33 @@ class QTensor:
             self._scale.to(device),
             self._zero_point.to(device),
             self._axis,
+            self._layout,
         )
 
     def __getitem__(self, index: Any) -> QTensor:
-        """Index as a tensor. Integers are shared (views); scale and zero point follow the axis.
+        """Index as a tensor. Scale and zero point follow. Integers are shared (views); below 8 bits
+        only where the last axis is left whole.
 
         Per channel, an index that selects one channel gives a per-tensor ``QTensor``; indices that
         rearrange the axes (tensors, ``None``, lists before the channel axis) raise ``IndexError``
-        where the channel axis can no longer be told.
+        where the channel axis can no longer be told. Per group, a slice along the last axis begins
+        with a group or lies within one, and an integer there leaves entries that each have a scale
+        of their own (groups of 1).
         """
-        integers = self._int_repr[index]
-        if self._axis is None:
-            return QTensor._of(integers, self._scale, self._zero_point, None)
-        parts = index if isinstance(index, tuple) else (index,)
-        if not all(part is Ellipsis or isinstance(part, slice) or _is_int(part) for part in parts):
-            if (
-                self._axis == 0
-                and len(parts) == 1
-                and isinstance(parts[0], Tensor | list)
-                and torch.as_tensor(parts[0]).ndim == 1
-            ):
-                return QTensor._of(integers, self._scale[parts[0]], self._zero_point[parts[0]], 0)
-            raise IndexError(
-                "a per-channel QTensor takes integers and slices, or one list or 1-d tensor along "
-                f"channel axis 0; got {index!r} with the channel axis {self._axis}"
-            )
-        if Ellipsis in parts:
-            at = parts.index(Ellipsis)
-            fill = self.ndim - (len(parts) - 1)
-            parts = parts[:at] + (slice(None),) * fill + parts[at + 1 :]
-        parts = parts + (slice(None),) * (self.ndim - len(parts))
-        along = parts[self._axis]
-        axis = self._axis - sum(not isinstance(part, slice) for part in parts[: self._axis])
-        return QTensor._of(
-            integers,
-            self._scale[along],
-            self._zero_point[along],
-            axis if isinstance(along, slice) else None,
-        )
+        layout, qparams = self._layout, (self._scale, self._zero_point, self._axis, self.group_size)
+        scale, zero_point, axis, group_size = indexing.follow(index, self.shape, qparams)
+        if layout is None:
+            return QTensor._of(self._int_repr[index], scale, zero_point, axis)
+        if layout.bits == 8 or not indexing.keeps_rows(index, self.ndim):
+            integers = self.int_repr()[index]
+            return QTensor._of_plain(integers, scale, zero_point, axis, layout.bits, group_size)
+        codes = self._int_repr[index]
+        shape = torch.Size((*codes.shape[:-1], layout.shape[-1]))
+        return QTensor._of(codes, scale, zero_point, axis, layout._replace(shape=shape))
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """For ``copy``: the packed form is of this process and is made again when needed."""
-        parts = ("_axis", "_int_repr", "_scale", "_zero_point")
+        parts = ("_axis", "_int_repr", "_layout", "_scale", "_zero_point")
         return None, {name: getattr(self, name) for name in parts} | {
             "_numbers": None,
             "_packed": None,
@@ -386,31 +455,25 @@ class QTensor:
     def __repr__(self) -> str:
         values = str(self.dequantize())
         body = values[len("tensor(") : -1].replace("\n" + " " * 7, "\n" + " " * 8)
-        dtype = str(self.dtype).removeprefix("torch.")
-        if self._axis is None:
+        dtype = f"{'int' if self.dtype == torch.int8 else 'uint'}{self.bits}"
+        vectors = f"scale={_vector(self._scale)}, zero_point={_vector(self._zero_point)}"
+        if self.group_size is not None:
+            tail = f"{vectors}, group_size={self.group_size}"
+        elif self._axis is None:
             tail = f"scale={self.q_scale():.9g}, zero_point={self.q_zero_point()}"
         else:
-            tail = (
-                f"scale={_vector(self._scale)}, zero_point={_vector(self._zero_point)}, "
-                f"axis={self._axis}"
-            )
+            tail = f"{vectors}, axis={self._axis}"
         return f"QTensor({body}, dtype={dtype}, {tail})"
 
     def _require_per_tensor(self, name: str) -> None:
-        if self._axis is not None:
-            raise ValueError(f"{name} needs a per-tensor QTensor; this one is per channel")
+        if self._axis is not None or self.group_size is not None:
+            kind = "channel" if self.group_size is None else "group"
+            raise ValueError(f"{name} needs a per-tensor QTensor; this one is per {kind}")
 
     def _require_per_channel(self, name: str) -> None:
         if self._axis is None:
-            raise ValueError(f"{name} needs a per-channel QTensor; this one is per tensor")
-
-
-def _good(scale: Tensor) -> Tensor:
-    return (scale > _RECIPROCAL_OVERFLOWS) & scale.isfinite()
-
-
-def _is_int(index: Any) -> bool:
-    return not isinstance(index, bool | Tensor) and hasattr(index, "__index__")
+            kind = "tensor" if self.group_size is None else "group"
+            raise ValueError(f"{name} needs a per-channel QTensor; this one is per {kind}")
 
 
 def _describe(x: object) -> str:
@@ -418,5 +481,6 @@ def _describe(x: object) -> str:
 
 
 def _vector(values: Tensor) -> str:
+    values = values.flatten()
     shown = [f"{v:.4g}" for v in values[:4].tolist()]
     return f"[{', '.join(shown)}{', …' if len(values) > 4 else ''}]"
