@@ -8,6 +8,7 @@ from .affine import (
     quantize_per_tensor,
     quantize_to_spec,
 )
+from .explain import Explanation, explain
 from .formats.native import CheckpointError, load, quantize_file, save
 from .formats.native import inspect as inspect_checkpoint
 from .kernels import (
@@ -52,6 +53,7 @@ __all__ = [
     "WEIGHT_INT8",
     "CheckpointError",
     "EntropyObserver",
+    "Explanation",
     "LayerRecipe",
     "Linear",
     "MSEObserver",
@@ -76,6 +78,7 @@ __all__ = [
     "available_isas",
     "choose_qparams",
     "compare",
+    "explain",
     "force_isa",
     "functional",
     "get_recipe",

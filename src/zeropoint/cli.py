@@ -24,6 +24,7 @@ from . import bench as bench_
 from . import doctor as doctor_
 from . import kernels, sources
 from . import limits as limits_
+from .commands.explain import explain
 from .commands.loading import load as _load
 from .commands.printing import check_writable as _check_writable
 from .commands.printing import console as _console
@@ -35,8 +36,8 @@ from .formats import native
 from .quantize import RECIPES
 from .quantize import quantize as quantize_model
 from .report import compare as compare_models
-from .report.measure import model_bytes
 from .report.words import size
+from .running import model_bytes
 
 
 class _Commands(TyperGroup):
@@ -342,6 +343,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if not facts.ok:
         _error(next(a.text for a in advice if a.level == "error").split(". ")[0])
         raise typer.Exit(1)
+
+
+# Unknown options are left to the command, since −1.0 looks like one.
+app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(explain)
 
 
 def main() -> None:
