@@ -98,6 +98,24 @@ struct Avx2Base {
     }
   }
 
+  // Codes of four bits, eight a lane; see kernel_groups.h.
+  using lut_t = i32;
+  static ZP_INLINE lut_t make_lut(int32_t zero) { return set1_i32(zero); }
+  template <int J>
+  static ZP_INLINE f32 nibble(i32 octet, lut_t zero) {
+    constexpr int shift = 8 * (J % 4) + 4 * (J / 4);
+    const i32 code = _mm256_and_si256(_mm256_srli_epi32(octet, shift), set1_i32(15));
+    return to_f32(sub_i32(code, zero));
+  }
+  static ZP_INLINE i32 load_u8(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static ZP_INLINE i32 low_codes(i32 octet) {
+    return _mm256_and_si256(octet, _mm256_set1_epi8(15));
+  }
+  static ZP_INLINE i32 high_codes(i32 octet) { return low_codes(_mm256_srli_epi16(octet, 4)); }
+  static ZP_INLINE i32 twice(i32 v) { return _mm256_or_si256(v, _mm256_slli_epi32(v, 16)); }
+
   template <int J>
   static ZP_INLINE i32 byte(i32 quad, i32 zero) {
     if constexpr (J < 3) quad = _mm256_slli_epi32(quad, 24 - 8 * J);

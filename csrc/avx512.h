@@ -94,6 +94,29 @@ struct Avx512 {
   // acc + the two products of 16-bit halves.
   static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
+  // Codes of four bits, eight a lane; see kernel_groups.h.
+  using lut_t = f32;
+  static ZP_INLINE lut_t make_lut(int32_t zero) {
+    const f32 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return sub(codes, set1(float(zero)));
+  }
+  template <int J>
+  static ZP_INLINE f32 nibble(i32 octet, lut_t lut) {  // the permutation reads the low four bits
+    constexpr int shift = 8 * (J % 4) + 4 * (J / 4);
+    return _mm512_permutexvar_ps(shift ? _mm512_srli_epi32(octet, shift) : octet, lut);
+  }
+  static ZP_INLINE i32 load_u8(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static ZP_INLINE i32 low_codes(i32 octet) {
+    return _mm512_and_si512(octet, _mm512_set1_epi8(15));
+  }
+  static ZP_INLINE i32 high_codes(i32 octet) { return low_codes(_mm512_srli_epi16(octet, 4)); }
+  static ZP_INLINE i32 twice(i32 v) { return _mm512_or_si512(v, _mm512_slli_epi32(v, 16)); }
+  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
+    return _mm512_dpbusd_epi32(acc, codes, a);
+  }
+
   // Byte J of each four, sign-extended, less the zero point.
   template <int J>
   static ZP_INLINE i32 byte(i32 quad, i32 zero) {

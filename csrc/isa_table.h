@@ -16,6 +16,8 @@ constexpr Isa make_isa(const char* name, bool (*supported)(), float gmacs, float
       {quantize_static<V, F32>, quantize_static<V, BF16>, quantize_static<V, F16>},
       int8_block<V>,
       float_block<V>,
+      group_block<V>,
+      prepare_groups<V>,
       V::widen,
       {peak_int8<V>, peak_float32<V>, nullptr, {read_memory<V, false>, read_memory<V, true>}}};
 }

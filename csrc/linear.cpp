@@ -2,12 +2,11 @@
 // Activations are quantized by the thread that multiplies them, block by block, so that they are
 // still in its cache and no thread waits for another.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include <unistd.h>
 
+#include "memory.h"
 #include "threads.h"
 #include "zeropoint.h"
 
@@ -15,28 +14,6 @@ namespace zp {
 namespace {
 #include "scalar.h"
 #include "kernel_common.h"
-
-// Memory of one thread, kept from call to call. Growing forgets what was there.
-template <class T>
-class Room {
- public:
-  ~Room() { std::free(p_); }
-  T* get(int64_t count) {
-    if (count > count_) {
-      std::free(p_);
-      count_ = 0;
-      p_ =
-          static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)), 64))));
-      if (!p_) throw std::bad_alloc();
-      count_ = count;
-    }
-    return p_;
-  }
-
- private:
-  T* p_ = nullptr;
-  int64_t count_ = 0;
-};
 
 thread_local struct {
   Room<uint8_t> integers;  // quantized rows

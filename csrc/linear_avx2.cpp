@@ -12,6 +12,7 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups.h"
 #include "avx2.h"
 
 struct Avx2 : Avx2Base {
@@ -47,6 +48,11 @@ struct Avx2 : Avx2Base {
   }
   static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+  }
+  // Two products of a code and a byte are at most 2 * 15 * 128: here VPMADDUBSW is exact.
+  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
+    const i32 pairs = _mm256_maddubs_epi16(codes, a);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a.even, w.even));

@@ -11,6 +11,7 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups.h"
 #include "avx512.h"
 #include "isa_table.h"
 

@@ -11,6 +11,7 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups.h"
 #include "avx2.h"
 
 struct AvxVnni : Avx2Base {
@@ -29,6 +30,9 @@ struct AvxVnni : Avx2Base {
   }
   static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) {
     return _mm256_dpwssd_avx_epi32(acc, a, b);
+  }
+  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
+    return _mm256_dpbusd_avx_epi32(acc, codes, a);
   }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) { return _mm256_dpbusd_avx_epi32(acc, a, w); }
 };

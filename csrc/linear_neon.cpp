@@ -13,6 +13,7 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups.h"
 #include "neon.h"
 
 struct Neon : NeonBase {
@@ -33,6 +34,12 @@ struct Neon : NeonBase {
     const int16x8_t v = vreinterpretq_s16_s8(vld1q_s8(w));
     return {vreinterpret_s8_s16(vget_low_s16(vuzp1q_s16(v, v))),
             vreinterpret_s8_s16(vget_low_s16(vuzp2q_s16(v, v)))};
+  }
+  // Codes are below 16, so that here the sum of two products fits int16.
+  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
+    const int8x16_t w = vreinterpretq_s8_s32(codes), x = vreinterpretq_s8_s32(a);
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+    return vpadalq_s16(acc, vpaddq_s16(low, high));
   }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
     acc = vpadalq_s16(acc, vmull_s8(a.first, w.first));

@@ -12,6 +12,7 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups.h"
 #include "neon.h"
 
 struct NeonDot : NeonBase {
@@ -24,6 +25,10 @@ struct NeonDot : NeonBase {
   static ZP_INLINE a_t load_a(const uint8_t* a) { return lowered(four_bytes(a)); }
   static ZP_INLINE w_t load_w(const int8_t* w) { return vld1q_s8(w); }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) { return vdotq_s32(acc, w, a); }
+
+  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
+    return vdotq_s32(acc, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(a));
+  }
 
   static ZP_INLINE lane_t load_lanes(const uint8_t* a) { return lowered(vld1q_u8(a)); }
   static ZP_INLINE i32 dot_lane(i32 acc, int8x16_t w, lane_t a, int lane) {

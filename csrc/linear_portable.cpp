@@ -8,6 +8,7 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups.h"
 
 struct Portable {
   static constexpr int lanes = 4, quantize_width = 4;
@@ -155,6 +156,38 @@ struct Portable {
                       __builtin_shufflevector(low, high, 1, 3, 5, 7);
     return each<i32>([&](int l) { return int32_t(uint32_t(acc.v[l]) + uint32_t(sum[l])); });
   }
+  // Codes of four bits, eight a lane; see kernel_groups.h.
+  using lut_t = i32;
+  static ZP_INLINE lut_t make_lut(int32_t zero) { return set1_i32(zero); }
+  template <int J>
+  static ZP_INLINE f32 nibble(i32 octet, lut_t zero) {
+    constexpr int shift = 8 * (J % 4) + 4 * (J / 4);
+    return each<f32>(
+        [&](int l) { return float(int32_t(uint32_t(octet.v[l]) >> shift & 15) - zero.v[l]); });
+  }
+  static ZP_INLINE i32 load_u8(const uint8_t* p) {
+    return each<i32>([&](int l) { return int32_t(p[l]); });
+  }
+  static ZP_INLINE i32 low_codes(i32 octet) {
+    return each<i32>([&](int l) { return octet.v[l] & 0x0f0f0f0f; });
+  }
+  static ZP_INLINE i32 high_codes(i32 octet) {
+    return each<i32>([&](int l) { return int32_t(uint32_t(octet.v[l]) >> 4 & 0x0f0f0f0f); });
+  }
+  static ZP_INLINE i32 twice(i32 v) {
+    return each<i32>([&](int l) { return int32_t(uint32_t(v.v[l]) | uint32_t(v.v[l]) << 16); });
+  }
+  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
+    int8_t w[16], x[16];
+    __builtin_memcpy(w, &codes, 16);
+    __builtin_memcpy(x, &a, 16);
+    return each<i32>([&](int l) {
+      int32_t sum = acc.v[l];
+      for (int j = 4 * l; j < 4 * l + 4; j++) sum += w[j] * x[j];
+      return sum;
+    });
+  }
+
   template <int J>
   static ZP_INLINE i32 byte(i32 quad, i32 zero) {
     return each<i32>([&](int l) { return int8_t(uint32_t(quad.v[l]) >> (8 * J)) - zero.v[l]; });

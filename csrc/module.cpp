@@ -51,6 +51,47 @@ const zp::Isa& isa_named(const std::string& name) {
 
 zp::Type integer_type(bool is_signed) { return is_signed ? zp::S8 : zp::U8; }
 
+// The functions that PackedInt8 and PackedGroups have alike.
+#define FLOAT_ARGUMENTS "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a
+#define POST_ARGUMENTS "activation"_a = 0, "residual"_a = 0, "residual_stride"_a = 0
+
+template <class W>
+void dynamic(const W& w, Address x, int type, int64_t rows, int64_t stride, Address bias, Address y,
+             int threads, int activation, Address residual, int64_t residual_stride) {
+  const ReleaseGil release(w, rows);
+  zp::linear_dynamic(w, {at(x), float_type(type), rows, stride}, at<const float>(bias),
+                     post_of(activation, residual, residual_stride), at(y), threads);
+}
+
+template <class W>
+void weight_only(const W& w, Address x, int type, int64_t rows, int64_t stride, Address bias,
+                 Address y, int threads, int activation, Address residual,
+                 int64_t residual_stride) {
+  const ReleaseGil release(w, rows);
+  zp::linear_weight_only(w, {at(x), float_type(type), rows, stride}, at<const float>(bias),
+                         post_of(activation, residual, residual_stride), at(y), threads);
+}
+
+template <class W>
+void static_(const W& w, Address x, int type, int64_t rows, int64_t stride, Address bias, Address y,
+             int threads, float scale, int32_t zero_point, int activation, Address residual,
+             int64_t residual_stride) {
+  const ReleaseGil release(w, rows);
+  zp::linear_static(w, {at(x), float_type(type), rows, stride}, scale, zero_point,
+                    at<const float>(bias), post_of(activation, residual, residual_stride), at(y),
+                    threads);
+}
+
+template <class W>
+void integer(const W& w, Address q, bool is_signed, int64_t rows, int64_t stride, float scale,
+             int32_t zero_point, Address bias, Address y, int threads, int activation,
+             Address residual, int64_t residual_stride) {
+  const ReleaseGil release(w, rows);
+  zp::linear_integer(w, {at(q), integer_type(is_signed), rows, stride}, scale, zero_point,
+                     at<const float>(bias), post_of(activation, residual, residual_stride),
+                     at<float>(y), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -98,51 +139,11 @@ NB_MODULE(_core, m) {
       .def_ro("in_features", &zp::PackedInt8::k)
       .def_prop_ro("nbytes", &zp::PackedInt8::nbytes)
       .def("unpack", [](const zp::PackedInt8& w, Address integers) { w.unpack(at(integers)); })
-      .def(
-          "linear_dynamic",
-          [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
-             Address bias, Address y, int threads, int activation, Address residual,
-             int64_t residual_stride) {
-            const ReleaseGil release(w, rows);
-            zp::linear_dynamic(w, {at(x), float_type(type), rows, stride}, at<const float>(bias),
-                               post_of(activation, residual, residual_stride), at(y), threads);
-          },
-          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "activation"_a = 0,
-          "residual"_a = 0, "residual_stride"_a = 0)
-      .def(
-          "linear_weight_only",
-          [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
-             Address bias, Address y, int threads, int activation, Address residual,
-             int64_t residual_stride) {
-            const ReleaseGil release(w, rows);
-            zp::linear_weight_only(w, {at(x), float_type(type), rows, stride},
-                                   at<const float>(bias),
-                                   post_of(activation, residual, residual_stride), at(y), threads);
-          },
-          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "activation"_a = 0,
-          "residual"_a = 0, "residual_stride"_a = 0)
-      .def(
-          "linear_static",
-          [](const zp::PackedInt8& w, Address x, int type, int64_t rows, int64_t stride,
-             Address bias, Address y, int threads, float scale, int32_t zero_point, int activation,
-             Address residual, int64_t residual_stride) {
-            const ReleaseGil release(w, rows);
-            zp::linear_static(w, {at(x), float_type(type), rows, stride}, scale, zero_point,
-                              at<const float>(bias), post_of(activation, residual, residual_stride),
-                              at(y), threads);
-          },
-          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "scale"_a,
-          "zero_point"_a, "activation"_a = 0, "residual"_a = 0, "residual_stride"_a = 0)
-      .def("linear_integer",
-           [](const zp::PackedInt8& w, Address q, bool is_signed, int64_t rows, int64_t stride,
-              float scale, int32_t zero_point, Address bias, Address y, int threads, int activation,
-              Address residual, int64_t residual_stride) {
-             const ReleaseGil release(w, rows);
-             zp::linear_integer(w, {at(q), integer_type(is_signed), rows, stride}, scale,
-                                zero_point, at<const float>(bias),
-                                post_of(activation, residual, residual_stride), at<float>(y),
-                                threads);
-           })
+      .def("linear_dynamic", dynamic<zp::PackedInt8>, FLOAT_ARGUMENTS, POST_ARGUMENTS)
+      .def("linear_weight_only", weight_only<zp::PackedInt8>, FLOAT_ARGUMENTS, POST_ARGUMENTS)
+      .def("linear_static", static_<zp::PackedInt8>, FLOAT_ARGUMENTS, "scale"_a, "zero_point"_a,
+           POST_ARGUMENTS)
+      .def("linear_integer", integer<zp::PackedInt8>)
       .def("linear_quantized", [](const zp::PackedInt8& w, Address q, bool is_signed, int64_t rows,
                                   int64_t stride, float scale, int32_t zero_point, Address bias,
                                   Address y, float y_scale, int32_t y_zero_point, int threads,
@@ -152,6 +153,25 @@ NB_MODULE(_core, m) {
                              at<const float>(bias), post_of(activation, 0, 0).activation, at(y),
                              y_scale, y_zero_point, threads);
       });
+
+  nb::class_<zp::PackedGroups>(m, "PackedGroups")
+      .def("__init__",
+           [](zp::PackedGroups* self, Address codes, int64_t n, int64_t k, int64_t group,
+              Address scale, int scale_type, Address zero_point) {
+             if (n < 0 || k < 0) throw nb::value_error("negative size");
+             if (group < 1 || group > zp::kMaxGroup) throw nb::value_error("group: 1 to 2^20");
+             new (self) zp::PackedGroups(at<const uint8_t>(codes), n, k, group, at(scale),
+                                         float_type(scale_type), at<const int32_t>(zero_point));
+           })
+      .def_ro("out_features", &zp::PackedGroups::n)
+      .def_ro("in_features", &zp::PackedGroups::k)
+      .def_prop_ro("nbytes", &zp::PackedGroups::nbytes)
+      .def("unpack", [](const zp::PackedGroups& w, Address codes) { w.unpack(at<uint8_t>(codes)); })
+      .def("linear_dynamic", dynamic<zp::PackedGroups>, FLOAT_ARGUMENTS, POST_ARGUMENTS)
+      .def("linear_weight_only", weight_only<zp::PackedGroups>, FLOAT_ARGUMENTS, POST_ARGUMENTS)
+      .def("linear_static", static_<zp::PackedGroups>, FLOAT_ARGUMENTS, "scale"_a, "zero_point"_a,
+           POST_ARGUMENTS)
+      .def("linear_integer", integer<zp::PackedGroups>);
 
   nb::class_<zp::PackedFloat>(m, "PackedFloat")
       .def("__init__",
@@ -173,6 +193,5 @@ NB_MODULE(_core, m) {
             zp::linear_float(w, {at(x), float_type(type), rows, stride}, at<const float>(bias),
                              post_of(activation, residual, residual_stride), at(y), threads);
           },
-          "x"_a, "type"_a, "rows"_a, "stride"_a, "bias"_a, "y"_a, "threads"_a, "activation"_a = 0,
-          "residual"_a = 0, "residual_stride"_a = 0);
+          FLOAT_ARGUMENTS, POST_ARGUMENTS);
 }

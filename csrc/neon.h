@@ -81,6 +81,31 @@ struct NeonBase {
     return vaddq_s32(acc, vpaddq_s32(low, high));
   }
 
+  // Codes of four bits, eight a lane; see kernel_groups.h.
+  using lut_t = i32;
+  static ZP_INLINE lut_t make_lut(int32_t zero) { return vdupq_n_s32(zero); }
+  template <int J>
+  static ZP_INLINE f32 nibble(i32 octet, lut_t zero) {
+    constexpr int shift = 8 * (J % 4) + 4 * (J / 4);
+    uint32x4_t code = vreinterpretq_u32_s32(octet);
+    if constexpr (shift > 0) code = vshrq_n_u32(code, shift);
+    code = vandq_u32(code, vdupq_n_u32(15));
+    return to_f32(vsubq_s32(vreinterpretq_s32_u32(code), zero));
+  }
+  static ZP_INLINE i32 load_u8(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(four));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+  }
+  static ZP_INLINE i32 low_codes(i32 octet) {
+    return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(octet), vdupq_n_u8(15)));
+  }
+  static ZP_INLINE i32 high_codes(i32 octet) {
+    return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(octet), 4));
+  }
+  static ZP_INLINE i32 twice(i32 v) { return vorrq_s32(v, vshlq_n_s32(v, 16)); }
+
   // Byte J of each four, sign-extended, less the zero point.
   template <int J>
   static ZP_INLINE i32 byte(i32 quad, i32 zero) {

@@ -1,33 +1,11 @@
 // Packed weights: from rows to the layout of the hardware, and back.
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "memory.h"
 #include "zeropoint.h"
 
 namespace zp {
-namespace {
-
-template <class T>
-T* allocate(int64_t count) {
-  constexpr size_t huge = size_t(2) << 20;
-  const size_t bytes = size_t(round_up(count ? count * int64_t(sizeof(T)) : 1, 64));
-  const size_t alignment = bytes >= 2 * huge ? huge : 64;
-  void* p = std::aligned_alloc(alignment, size_t(round_up(int64_t(bytes), int64_t(alignment))));
-  if (!p) throw std::bad_alloc();
-#if defined(__linux__)
-  // Streaming many megabytes over small pages costs a tenth of the bandwidth in page walks.
-  if (alignment == huge) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-  return static_cast<T*>(p);
-}
-
-}  // namespace
-
 PackedInt8::PackedInt8(const void* integers, bool is_unsigned, int64_t n, int64_t k,
                        const float* scales, const int32_t* zero_points, bool per_channel)
     : n(n),

@@ -71,6 +71,49 @@ struct PackedFloat {
   size_t nbytes() const;
 };
 
+// Weights of up to four bits in groups along k for the hardware. A code is the integer less the
+// smallest one, 0..15. Panels of 64 outputs; in each, for each group in turn, a record: codes
+// [k/8][64 lanes][4 bytes], of eight k the first four in the low halves of the bytes; then 64
+// scales; then 64 zero points (as codes, a byte each), unless all weights have one.
+//
+//   integers: y[m][n] = fma(-zero_x[m], C[n], sum over g, in order, fma(float(acc[g]), scale[n][g],
+//             sum)) * scale_x[m] + bias[n]
+//             acc[g] = sum over k in g of q_x[m][k] * (code[n][k] - zero[n][g]), q_x signed
+//             C[n] the same sum with q_x = 1
+//   floats:   y[m][n] = sum over g, in order, fma(p[g], scale[n][g], sum) + bias[n]
+//             p[g] = chain over k in g of fma(x[m][k], float(code[n][k] - zero[n][g]), p)
+//
+// Overflow: |q_x| <= 128 and codes below 16, so |acc| <= 1920 k, within int32 up to k = 1118481:
+// the bound kMaxGroup.
+constexpr int64_t kMaxGroup = 1 << 20;
+
+struct PackedGroups {
+  int64_t n = 0, k = 0, group = 0, groups = 0, panels = 0;
+  int64_t group_padded = 0;  // to octets
+  int64_t record_bytes = 0, codes_bytes = 0, panel_bytes = 0;
+  Type scale_type = F32;  // F32, BF16 or F16
+  int32_t zero = -1;      // the zero point of all weights, or -1: each group has its own
+  uint8_t* weight = nullptr;
+  float* sum = nullptr;  // C, [panels * 64]
+
+  // codes [n][k]; scale [n][groups] of scale_type; zero_point [n][groups], as codes.
+  PackedGroups(const uint8_t* codes, int64_t n, int64_t k, int64_t group, const void* scale,
+               Type scale_type, const int32_t* zero_point);
+  ~PackedGroups();
+  PackedGroups(const PackedGroups&) = delete;
+  PackedGroups& operator=(const PackedGroups&) = delete;
+
+  void unpack(uint8_t* codes) const;
+  size_t nbytes() const;
+  int64_t size_of(int64_t g) const { return g < groups - 1 ? group : k - g * group; }
+  const uint8_t* record(int64_t p, int64_t g) const {
+    return weight + p * panel_bytes + g * record_bytes;
+  }
+  bool paired() const { return group <= 480; }  // half the sum of a group fits int16
+  // Groups that are unpacked at a time for many rows: some 32 KB of floats or bytes.
+  int64_t part() const { return group >= 128 ? 1 : 128 / group; }
+};
+
 // What follows the sum and the bias: y = activation(x A^T + b) + residual, in float32.
 enum Activation : int { None = 0, ReLU = 1, GELU = 2, SiLU = 3 };
 
@@ -127,6 +170,26 @@ struct FloatBlock {
   Post post;
 };
 
+// Rows of activations, signed integers or floats, times panels of weights in groups.
+struct GroupBlock {
+  const PackedGroups* w;
+  int64_t panel_begin, panel_end;
+  const void* x;  // int8, each group padded to octets; or float32, where `row` is null
+  int64_t x_stride;
+  const int32_t* start;  // [rows][groups], by Isa::prepare_groups
+  const Row* row;        // of integers; zero_point is theirs, lowered like them
+  int64_t rows;
+  const float* bias;  // [panels * 64], or null
+  void* y;
+  int64_t y_stride;
+  Type y_type;     // F32, BF16 or F16
+  float* sum;      // [rows][64]
+  float* scratch;  // group_scratch(*w) floats
+  Post post;
+};
+
+inline int64_t group_scratch(const PackedGroups& w) { return w.part() * w.group_padded * kPanel; }
+
 // One row of floats to unsigned 8-bit integers. `q` has room for k rounded up to kStep; what lies
 // beyond k is filled with zeros.
 struct QuantizeRow {
@@ -159,6 +222,9 @@ struct Isa {
   void (*quantize_static[3])(const QuantizeRow&, Row*);
   void (*int8_block)(const Int8Block&);
   void (*float_block)(const FloatBlock&);
+  void (*group_block)(const GroupBlock&);
+  void (*prepare_groups)(const PackedGroups& w, const uint8_t* q, int lower, int8_t* a,
+                         int32_t* start);
   // Null, or: a row of quantized activations to the form the kernel reads, of 2 bytes each.
   void (*widen)(const uint8_t* q, int64_t k_padded, uint8_t* to);
   Limits limits;
@@ -191,6 +257,15 @@ void linear_quantized(const PackedInt8& w, const Input& q, float scale, int32_t 
                       const float* bias, Activation activation, void* y, float y_scale,
                       int32_t y_zero_point, int threads);
 void linear_weight_only(const PackedInt8& w, const Input& x, const float* bias, const Post& post,
+                        void* y, int threads);
+// The same with weights in groups (linear_groups.cpp).
+void linear_dynamic(const PackedGroups& w, const Input& x, const float* bias, const Post& post,
+                    void* y, int threads);
+void linear_static(const PackedGroups& w, const Input& x, float scale, int32_t zero_point,
+                   const float* bias, const Post& post, void* y, int threads);
+void linear_integer(const PackedGroups& w, const Input& q, float scale, int32_t zero_point,
+                    const float* bias, const Post& post, float* y, int threads);
+void linear_weight_only(const PackedGroups& w, const Input& x, const float* bias, const Post& post,
                         void* y, int threads);
 void linear_float(const PackedFloat& w, const Input& x, const float* bias, const Post& post,
                   void* y, int threads);
