@@ -21,7 +21,7 @@ def packed_size(size: int, bits: int) -> int:
     >>> packed_size(3, 4)
     2
     """
-    return -(-size * bits // 8)
+    return size if bits == 8 else -(-size * bits // 8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

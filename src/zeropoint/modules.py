@@ -11,9 +11,11 @@ from torch.compiler import is_dynamo_compiling
 
 from . import functional
 from .affine import quantize_to_spec
+from .codec import packed_size
+from .layout import Layout
 from .packings import forget, shared_qtensor, version
 from .recording import recorded
-from .spec import WEIGHT_INT8, QuantSpec
+from .spec import WEIGHT_INT8, PerChannel, PerGroup, QuantSpec, integer_range
 from .tensor import QTensor
 
 Mode = Literal["dynamic", "static", "weight-only"]
@@ -97,7 +99,7 @@ class Linear(nn.Linear):
 
 
 class QuantizedLinear(nn.Module):
-    """A Linear layer for inference whose weights are 8-bit integers.
+    """A Linear layer for inference whose weights are integers of 2 to 8 bits.
 
     Modes:
 
@@ -110,7 +112,10 @@ class QuantizedLinear(nn.Module):
     State is plain buffers: ``weight`` int8 ``(out, in)``, ``scale`` float32 ``(out,)``,
     ``zero_point`` int32 ``(out,)``, ``bias`` float32 ``(out,)`` or ``None``; in static mode
     ``input_scale`` float32 ``()`` and ``input_zero_point`` int32 ``()``, and ``output_scale`` and
-    ``output_zero_point`` of the same shapes, or ``None``. The packed copy for the hardware is made
+    ``output_zero_point`` of the same shapes, or ``None``. Below 8 bits the weight is unsigned and
+    packed, uint8 ``(out, ceil(in · bits / 8))`` (:mod:`zeropoint.codec`). Where groups of inputs
+    have scales of their own, ``scale`` and ``zero_point`` are ``(out, groups)``, the one of
+    ``scale_dtype``, the other int8, or uint8 below 8 bits. The copy for the hardware is made
     at the first call, dropped when a buffer changes, and never saved. Scales and bias stay float32
     through ``.to(dtype)``, ``.half()`` and the like.
 
@@ -120,18 +125,23 @@ class QuantizedLinear(nn.Module):
         mode: one of the above.
         quantized_output: static mode only: hold an output scale and zero point.
         device: of the buffers.
+        bits: width of the weight's integers, 2 to 8.
+        group_size: inputs that share a scale; ``None`` means one scale an output channel.
+        scale_dtype: of the scales of groups: float32, bfloat16 or float16.
 
     The integers start as zeros; :meth:`from_linear` or ``load_state_dict`` fills them.
 
     Raises:
-        ValueError: an unknown mode, or ``quantized_output`` outside static mode.
+        TypeError: ``bits``, ``group_size`` or ``scale_dtype`` of the wrong type.
+        ValueError: an unknown mode, ``quantized_output`` outside static mode, a width, size or
+            type of scales that is not supported.
 
     >>> layer = QuantizedLinear.from_linear(Linear(16, 4))
     >>> layer
     QuantizedLinear(in_features=16, out_features=4, bias=True, mode='dynamic', bits=8)
     """
 
-    __constants__ = ["in_features", "mode", "out_features"]
+    __constants__ = ["bits", "group_size", "in_features", "mode", "out_features"]
     weight: Tensor
     scale: Tensor
     zero_point: Tensor
@@ -149,6 +159,10 @@ class QuantizedLinear(nn.Module):
         mode: Mode = "dynamic",
         quantized_output: bool = False,
         device: Any = None,
+        *,
+        bits: int = 8,
+        group_size: int | None = None,
+        scale_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if mode not in get_args(Mode):
@@ -158,13 +172,25 @@ class QuantizedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.mode = mode
+        # Checked by the spec that they make; an 8-bit layer holds signed integers, others unsigned.
+        granularity = PerChannel(0) if group_size is None else PerGroup(group_size)
+        spec = QuantSpec(bits, bits == 8, False, granularity, scale_dtype)
+        self.bits, self.group_size = bits, group_size
+        shape = torch.Size((out_features, in_features))
+        self._layout = Layout.of(shape, spec.signed, bits, group_size).kept()
         f32 = {"dtype": torch.float32, "device": device}
         i32 = {"dtype": torch.int32, "device": device}
-        self.register_buffer(
-            "weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
-        )
-        self.register_buffer("scale", torch.ones(out_features, **f32))
-        self.register_buffer("zero_point", torch.zeros(out_features, **i32))
+        row = packed_size(in_features, bits)
+        weight = torch.zeros(out_features, row, dtype=spec.dtype, device=device)
+        self.register_buffer("weight", weight)
+        if isinstance(granularity, PerGroup):
+            groups = (out_features, granularity.count(in_features))
+            self.register_buffer("scale", torch.ones(groups, dtype=scale_dtype, device=device))
+            zero_point = torch.zeros(groups, dtype=spec.dtype, device=device)
+            self.register_buffer("zero_point", zero_point)
+        else:
+            self.register_buffer("scale", torch.ones(out_features, **f32))
+            self.register_buffer("zero_point", torch.zeros(out_features, **i32))
         self.register_buffer("bias", torch.zeros(out_features, **f32) if bias else None)
         static = mode == "static"
         self.register_buffer("input_scale", torch.ones((), **f32) if static else None)
@@ -215,8 +241,9 @@ class QuantizedLinear(nn.Module):
         """A layer around weights that are quantized already.
 
         Args:
-            weight: ``(out_features, in_features)``, per tensor or per channel along axis 0. uint8
-                is stored as int8 with both integers and zero points lowered by 128.
+            weight: ``(out_features, in_features)``, per tensor, per group or per channel along
+                axis 0. uint8 is stored as int8 with both integers and zero points lowered by 128;
+                below 8 bits signed integers are stored as unsigned, both raised.
             bias, mode, input_qparams, output_qparams: as :meth:`from_linear`.
 
         Raises:
@@ -224,8 +251,8 @@ class QuantizedLinear(nn.Module):
         """
         if weight.ndim != 2 or weight.axis not in (None, 0):
             raise ValueError(
-                "weight must have shape (out_features, in_features), per tensor or per channel "
-                f"along axis 0; got shape {tuple(weight.shape)}, axis {weight.axis}"
+                "weight must have shape (out_features, in_features), per tensor, per group or per "
+                f"channel along axis 0; got shape {tuple(weight.shape)}, axis {weight.axis}"
             )
         if (input_qparams is None) != (mode != "static"):
             raise ValueError(
@@ -237,15 +264,25 @@ class QuantizedLinear(nn.Module):
         if bias is not None and tuple(bias.shape) != (out_features,):
             raise ValueError(f"bias must have shape ({out_features},), got {tuple(bias.shape)}")
         layer = cls(
-            in_features, out_features, bias is not None, mode, output_qparams is not None, device
+            in_features,
+            out_features,
+            bias is not None,
+            mode,
+            output_qparams is not None,
+            device,
+            bits=weight.bits,
+            group_size=weight.group_size,
+            scale_dtype=weight.scale.dtype,
         )
-        integers, zero_point = weight.int_repr(), weight.zero_point
-        if weight.dtype == torch.uint8:
+        integers, zero_point = weight._int_repr, weight.zero_point.to(torch.int32)
+        if weight.bits < 8:  # packed codes, which are unsigned whatever the integers are
+            zero_point = zero_point - integer_range(weight.bits, weight.dtype == torch.int8)[0]
+        elif weight.dtype == torch.uint8:
             integers = (integers.to(torch.int16) - 128).to(torch.int8)
             zero_point = zero_point - 128
         layer.weight.copy_(integers)
-        layer.scale.copy_(weight.scale.expand(out_features))
-        layer.zero_point.copy_(zero_point.expand(out_features))
+        layer.scale.copy_(weight.scale.expand(layer.scale.shape))
+        layer.zero_point.copy_(zero_point.expand(layer.zero_point.shape))
         if layer.bias is not None and bias is not None:
             layer.bias.copy_(bias.detach())
         for side, qparams in (("input", input_qparams), ("output", output_qparams)):
@@ -289,7 +326,8 @@ class QuantizedLinear(nn.Module):
 
     def _recorded(self, input: Tensor | QTensor) -> Tensor | QTensor:
         """As :meth:`forward`, where torch compiles or exports: one operator on plain tensors."""
-        weight = QTensor._of(self.weight, self.scale, self.zero_point, 0)
+        axis = 0 if self.group_size is None else None
+        weight = QTensor._of(self.weight, self.scale, self.zero_point, axis, self._layout)
         if self.mode == "dynamic":
             return functional.linear_dynamic(input, weight, self.bias)  # type: ignore[arg-type]
         if self.mode == "weight-only":
@@ -331,12 +369,12 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, mode={self.mode!r}, bits=8"
-        )
+            f"bias={self.bias is not None}, mode={self.mode!r}, bits={self.bits}"
+        ) + ("" if self.group_size is None else f", group_size={self.group_size}")
 
     def _rebuild(self) -> tuple[Any, ...]:
         b = self._buffers
-        weight = shared_qtensor(self.weight, self.scale, self.zero_point)
+        weight = shared_qtensor(self.weight, self.scale, self.zero_point, self._layout)
         static: tuple[Any, ...] = ()
         if self.mode == "static":
             qparams = [b[name] for name in _QPARAMS]

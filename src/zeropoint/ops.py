@@ -18,8 +18,11 @@ in the end are the same kernels, with the same bits.
 =====================  ==========================================================================
 
 Integer weights are int8 or uint8 ``(out, in)``; ``scale`` is float32 and ``zero_point`` int32, both
-``(out,)`` or ``()``. What is packed of a weight is remembered for as long as the weight tensor
-lives, and packed again when it was changed in place (:mod:`zeropoint.packings`).
+``(out,)`` or ``()``. Below 8 bits they are packed codes (:mod:`zeropoint.codec`); with groups,
+``scale`` and ``zero_point`` are ``(out, groups)``. The first five operators learn of both by the
+names ``bits=8``, ``signed=False`` (what the codes stand for) and ``group_size=None``. What is
+packed of a weight is remembered for as long as the weight tensor lives, and packed again when it
+was changed in place (:mod:`zeropoint.packings`).
 """
 
 from __future__ import annotations
@@ -31,19 +34,43 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
-from . import packings
+from . import codec, packings
 from .compute import compute, compute_integer, compute_packed, compute_quantized
 from .kernels import packed_by_handle
+from .layout import Layout
 from .tensor import QTensor
 
 _LIBRARY = Library("zeropoint", "DEF")  # operators exist for as long as this object does
 _WEIGHT = "Tensor input, Tensor weight, Tensor scale, Tensor zero_point, Tensor? bias"
 _QPARAMS = "Tensor input_scale, Tensor input_zero_point"
 _POST = "str? activation=None, Tensor? residual=None"
+_LAYOUT = "*, int bits=8, bool signed=False, int? group_size=None"
 
 
 def _plain(x: Tensor) -> Tensor:
     return x if type(x) is Tensor else x.detach().as_subclass(Tensor)
+
+
+def _layout(
+    input: Tensor, weight: Tensor, bits: int, signed: bool, group_size: int | None
+) -> Layout | None:
+    """The layout of a weight that takes this input."""
+    signed = weight.dtype == torch.int8 if bits == 8 else signed
+    shape = torch.Size((weight.shape[0], input.shape[-1]))
+    return Layout.of(shape, signed, bits, group_size).kept()
+
+
+def _weight(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    signed: bool,
+    group_size: int | None,
+) -> QTensor:
+    layout = _layout(input, weight, bits, signed, group_size)
+    return packings.remembered_qtensor(weight, scale, zero_point, layout)
 
 
 def linear_dynamic(
@@ -54,8 +81,12 @@ def linear_dynamic(
     bias: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    group_size: int | None = None,
 ) -> Tensor:
-    q = packings.remembered_qtensor(weight, scale, zero_point)
+    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
     return compute("linear_dynamic", _plain(input), q, bias, (), activation, residual)
 
 
@@ -67,8 +98,12 @@ def linear_weight_only(
     bias: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    group_size: int | None = None,
 ) -> Tensor:
-    q = packings.remembered_qtensor(weight, scale, zero_point)
+    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
     return compute("linear_weight_only", _plain(input), q, bias, (), activation, residual)
 
 
@@ -82,8 +117,12 @@ def linear_static(
     input_zero_point: Tensor,
     activation: str | None = None,
     residual: Tensor | None = None,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    group_size: int | None = None,
 ) -> Tensor:
-    q = packings.remembered_qtensor(weight, scale, zero_point)
+    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
     qparams = (input_scale, input_zero_point)
     return compute("linear_static", _plain(input), q, bias, qparams, activation, residual)
 
@@ -98,9 +137,13 @@ def linear_integer(
     input_zero_point: Tensor,
     activation: str | None = None,
     residual: Tensor | None = None,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    group_size: int | None = None,
 ) -> Tensor:
     x = QTensor(_plain(input), input_scale, input_zero_point)
-    q = packings.remembered_qtensor(weight, scale, zero_point)
+    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
     return compute_integer(x, q, bias, activation, residual)
 
 
@@ -115,9 +158,13 @@ def linear_quantized(
     output_scale: Tensor,
     output_zero_point: Tensor,
     activation: str | None = None,
+    *,
+    bits: int = 8,
+    signed: bool = False,
+    group_size: int | None = None,
 ) -> Tensor:
     x = QTensor(_plain(input), input_scale, input_zero_point)
-    q = packings.remembered_qtensor(weight, scale, zero_point)
+    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
     y = compute_quantized(x, q, bias, output_scale, output_zero_point, activation)
     return y.int_repr()
 
@@ -163,10 +210,15 @@ def unpacked(like: Tensor, handle: int, out_features: int) -> Tensor:
 
 def _fake(dtype: torch.dtype | None = None) -> Callable[..., Tensor]:
     def fake(input: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
-        if input.ndim == 0 or weight.ndim != 2 or input.shape[-1] != weight.shape[1]:
+        bits = more.get("bits", 8)
+        if (
+            input.ndim == 0
+            or weight.ndim != 2
+            or codec.packed_size(input.shape[-1], bits) != weight.shape[1]
+        ):
             raise ValueError(
                 f"input must have shape (*, in_features) for a weight of shape "
-                f"{tuple(weight.shape)}, got {tuple(input.shape)}"
+                f"{tuple(weight.shape)} of {bits} bits, got {tuple(input.shape)}"
             )
         return input.new_empty((*input.shape[:-1], weight.shape[0]), dtype=dtype)
 
@@ -184,7 +236,10 @@ def _gradients(op: Any, weight_of: Callable[..., Tensor], bias_at: int, trained:
     """Gradients to input, bias and residual, and to a float weight; see
     :class:`zeropoint.compute._StraightThrough`. Arguments end with activation and residual."""
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup(
+        ctx: Any, inputs: tuple[Any, ...], output: Tensor, keyword_only_inputs: Any = None
+    ) -> None:
+        ctx.layout = keyword_only_inputs or {}
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
         ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
@@ -198,14 +253,14 @@ def _gradients(op: Any, weight_of: Callable[..., Tensor], bias_at: int, trained:
         if residual is not None:
             gradients[-1] = grad.to(residual.dtype)
         if activation is not None:
-            before = op(*inputs[:-2])
+            before = op(*inputs[:-2], **ctx.layout)
             grad = {
                 "relu": lambda: grad * (before > 0),
                 "gelu": lambda: torch.ops.aten.gelu_backward(grad, before),
                 "silu": lambda: torch.ops.aten.silu_backward(grad, before),
             }[activation]()
         if ctx.needs_input_grad[0]:
-            gradients[0] = grad @ weight_of(*inputs).to(grad.dtype)
+            gradients[0] = grad @ weight_of(*inputs, **ctx.layout).to(grad.dtype)
         rows = grad.reshape(-1, grad.shape[-1])
         if trained and ctx.needs_input_grad[1]:
             gradients[1] = (rows.T @ x.reshape(-1, x.shape[-1])).to(inputs[1].dtype)
@@ -216,9 +271,11 @@ def _gradients(op: Any, weight_of: Callable[..., Tensor], bias_at: int, trained:
     return backward, setup
 
 
-def _dequantized(x: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, *_: Any) -> Tensor:
-    integers = weight.to(torch.int32) - zero_point.reshape(-1, 1)
-    return integers.to(torch.float32) * scale.reshape(-1, 1)
+def _dequantized(
+    x: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, *_: Any, **layout: Any
+) -> Tensor:
+    axis = 0 if scale.ndim == 1 else None
+    return QTensor._of(weight, scale, zero_point, axis, _layout(x, weight, **layout)).dequantize()
 
 
 def _register() -> None:
@@ -236,12 +293,12 @@ def _register() -> None:
         backward, setup = _gradients(op, weight_of, bias_at, trained)
         register_autograd(f"zeropoint::{name}", backward, setup_context=setup, lib=_LIBRARY)
 
-    define(linear_dynamic, f"{_WEIGHT}=None, {_POST}", _fake())
-    define(linear_weight_only, f"{_WEIGHT}=None, {_POST}", _fake())
-    define(linear_static, f"{_WEIGHT}, {_QPARAMS}, {_POST}", _fake())
-    define(linear_integer, f"{_WEIGHT}, {_QPARAMS}, {_POST}", _fake(torch.float32))
+    define(linear_dynamic, f"{_WEIGHT}=None, {_POST}, {_LAYOUT}", _fake())
+    define(linear_weight_only, f"{_WEIGHT}=None, {_POST}, {_LAYOUT}", _fake())
+    define(linear_static, f"{_WEIGHT}, {_QPARAMS}, {_POST}, {_LAYOUT}", _fake())
+    define(linear_integer, f"{_WEIGHT}, {_QPARAMS}, {_POST}, {_LAYOUT}", _fake(torch.float32))
     output = "Tensor output_scale, Tensor output_zero_point, str? activation=None"
-    define(linear_quantized, f"{_WEIGHT}, {_QPARAMS}, {output}", _fake())
+    define(linear_quantized, f"{_WEIGHT}, {_QPARAMS}, {output}, {_LAYOUT}", _fake())
     define(linear_float, f"Tensor input, Tensor weight, Tensor? bias=None, {_POST}", _fake())
     define(
         linear_packed,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import PackedWeight, prepack
+from .layout import Layout
 from .tensor import QTensor
 
 _qtensors: WeakValueDictionary[tuple[int, int, int], QTensor] = WeakValueDictionary()
@@ -26,20 +27,42 @@ def version(t: Tensor | None) -> int:
     return -1 if t is None or t.is_inference() else t._version
 
 
-def shared_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor:
+def shared_qtensor(
+    weight: Tensor, scale: Tensor, zero_point: Tensor, layout: Layout | None = None
+) -> QTensor:
     """One QTensor, and so one packing, for all layers that hold the same buffers (tied weights).
 
     Args:
-        weight: int8 ``(out, in)``; scale: float32 ``(out,)``; zero_point: int32 ``(out,)``.
+        weight: int8 ``(out, in)``, or packed codes; scale: float32 ``(out,)``; zero_point: int32
+            ``(out,)``; or both ``(out, groups)``.
+        layout: below 8 bits, or with groups.
+
+    Raises:
+        TypeError, ValueError: tensors that do not fit together, or values out of range.
     """
-    q = _living(weight, scale, zero_point)
+    q = _living(weight, scale, zero_point, layout)
     if q is None:
-        q = QTensor(weight, scale, zero_point, 0)
+        q = _qtensor(weight, scale, zero_point, layout)
         _qtensors[id(weight), id(scale), id(zero_point)] = q
     return q
 
 
-def _living(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor | None:
+def _qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor, layout: Layout | None) -> QTensor:
+    """The QTensor of tensors as a layer holds them, checked."""
+    if layout is None or layout.bits == 8:
+        group_size = None if layout is None else layout.group_size
+        axis = 0 if scale.ndim == 1 and group_size is None else None
+        return QTensor(weight, scale, zero_point, axis, group_size=group_size)
+    bits, signed, shape, group_size = layout
+    axis = 0 if scale.ndim == 1 and group_size is None else None
+    return QTensor.from_packed(
+        weight, shape, scale, zero_point, axis, bits=bits, signed=signed, group_size=group_size
+    )
+
+
+def _living(
+    weight: Tensor, scale: Tensor, zero_point: Tensor, layout: Layout | None
+) -> QTensor | None:
     q = _qtensors.get((id(weight), id(scale), id(zero_point)))
     # An id may have been used before; memory that a living QTensor holds cannot.
     if (
@@ -47,6 +70,7 @@ def _living(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor | None
         or q._int_repr is not weight
         or q._scale.data_ptr() != scale.data_ptr()
         or q._zero_point.data_ptr() != zero_point.data_ptr()
+        or q._layout != layout
     ):
         return None
     return q
@@ -85,26 +109,31 @@ def _remember(packed: Any, *tensors: Tensor) -> None:
     _remembered[id(tensors[0])] = _Remembered(tensors, packed)
 
 
-def remembered_qtensor(weight: Tensor, scale: Tensor, zero_point: Tensor) -> QTensor:
+def remembered_qtensor(
+    weight: Tensor, scale: Tensor, zero_point: Tensor, layout: Layout | None = None
+) -> QTensor:
     """The QTensor of these tensors, whose packing is remembered.
 
     Args:
-        weight: int8 or uint8 ``(out, in)``.
-        scale: float32, ``(out,)`` or ``()``; zero_point: int32 of the same shape.
+        weight: int8 or uint8 ``(out, in)``, or packed codes.
+        scale: float32, ``(out,)`` or ``()``; zero_point: int32 of the same shape; or both
+            ``(out, groups)``.
+        layout: below 8 bits, or with groups.
 
     Raises:
         TypeError, ValueError: tensors that do not fit together, or values out of range.
     """
-    q = _living(weight, scale, zero_point)
+    q = _living(weight, scale, zero_point, layout)
     if q is not None:
         forget(weight)  # a layer holds a packing, which serves
         return q
-    axis = 0 if scale.ndim else None
     packed = _recall(weight, scale, zero_point)
     if packed is not None:
-        q = QTensor._of(weight, scale, zero_point, axis)
+        grouped = layout is not None and layout.group_size is not None
+        axis = 0 if scale.ndim and not grouped else None
+        q = QTensor._of(weight, scale, zero_point, axis, layout)
     else:
-        q = QTensor(weight, scale, zero_point, axis)
+        q = _qtensor(weight, scale, zero_point, layout)
         if kernels.usable(weight, q):
             packed = prepack(q)._packed
             _remember(packed, weight, scale, zero_point)

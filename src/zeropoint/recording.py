@@ -45,6 +45,7 @@ def record(
     if not is_compiling() and _get_tracing_state() is not None:
         raise RuntimeError("torch.jit.trace cannot see zeropoint's layers; use torch.export")
     ops, x = torch.ops.zeropoint, input
+    layout: dict[str, Any] = {}
     floats = kind in ("linear_dynamic", "linear_weight_only", "linear_float")
     weight = own(weight)
     if not isinstance(weight, PackedWeight):
@@ -71,11 +72,14 @@ def record(
         op = ops.linear_packed
     else:
         arguments = [x, weight._int_repr, weight._scale, weight._zero_point, bias, *qparams]
+        if weight._layout is not None:
+            bits, signed, _, group_size = weight._layout
+            layout = {"bits": bits, "signed": signed, "group_size": group_size}
         if kind == "linear_quantized":
-            integers = ops.linear_quantized(*arguments, activation)
+            integers = ops.linear_quantized(*arguments, activation, **layout)
             return QTensor._of(integers, qparams[2], qparams[3], None)
         op = getattr(ops, kind)
     if needs_gradient(input, bias):
-        y = TORCHS_ACTIVATIONS[activation](op(*arguments))
+        y = TORCHS_ACTIVATIONS[activation](op(*arguments, **layout))
         return y if residual is None else y + residual
-    return op(*arguments, activation, residual)
+    return op(*arguments, activation, residual, **layout)

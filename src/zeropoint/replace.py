@@ -103,11 +103,13 @@ def tie_weights(layer: QuantizedLinear, to: QuantizedLinear) -> None:
     """Let ``layer`` use the integers, scales and zero points of ``to``, and so one packing.
 
     Raises:
-        ValueError: the layers differ in size.
+        ValueError: the layers' weights differ in size, width or groups.
     """
-    if layer.weight.shape != to.weight.shape:
-        raise ValueError(
-            f"layer must have a weight of shape {tuple(to.weight.shape)}, got "
-            f"{tuple(layer.weight.shape)}"
-        )
+    if layer.weight.shape != to.weight.shape or layer._layout != to._layout:
+        raise ValueError(f"layer must have a weight {_describe(to)}, got one {_describe(layer)}")
     layer.weight, layer.scale, layer.zero_point = to.weight, to.scale, to.zero_point
+
+
+def _describe(layer: QuantizedLinear) -> str:
+    groups = "" if layer.group_size is None else f" in groups of {layer.group_size}"
+    return f"of shape {(layer.out_features, layer.in_features)}, {layer.bits} bits{groups}"
