@@ -13,6 +13,11 @@ from zeropoint.quantize import RECIPES, LayerRecipe, QuantizationSummary, Recipe
 DYNAMIC = LayerRecipe("dynamic")
 
 
+def least_sqnr(recipe):
+    """dB that a small model keeps: some 6 a bit."""
+    return 30 if recipe.startswith("int8") else 15
+
+
 # What it is for
 
 
@@ -21,11 +26,12 @@ def test_close_to_float(recipe):
     torch.manual_seed(0)
     model, data = mlp(), batches()
     result = quantize(model, recipe, calibration=calibration_for(recipe, data))
-    mode = recipe.removeprefix("int8-")
+    layer = RECIPES[recipe].default
     assert [type(m) for m in result] == [QuantizedLinear, nn.GELU, QuantizedLinear]
-    assert result[0].mode == result[2].mode == mode
-    assert sqnr(model(data[0]), result(data[0])) > 33
-    assert result.quantization == QuantizationSummary(dict.fromkeys("02", LayerRecipe(mode)))
+    assert result[0].mode == result[2].mode == layer.mode
+    assert result[0].bits == result[2].bits == layer.weight.bits
+    assert sqnr(model(data[0]), result(data[0])) > least_sqnr(recipe)
+    assert result.quantization == QuantizationSummary(dict.fromkeys("02", layer))
 
 
 def test_layer_is_from_linear_bit_for_bit():
@@ -214,7 +220,7 @@ def test_wrong_arguments():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
         quantize(test_wrong_arguments)
     with pytest.raises(ValueError, match="int8-dynamic"):
-        quantize(mlp(), "int4")
+        quantize(mlp(), "int5")
     with pytest.raises(ValueError, match="calibration must be given: 2 layers are static"):
         quantize(mlp(), "int8-static")
     with pytest.raises(ValueError, match="no chosen layer is static"):
@@ -237,7 +243,7 @@ def test_model_is_a_linear_itself(recipe, inplace):
     assert isinstance(result, QuantizedLinear)
     assert list(result.quantization.quantized) == [""]
     assert "(the model)" in str(result.quantization)
-    assert sqnr(model(data[0]), result(data[0])) > 30
+    assert sqnr(model(data[0]), result(data[0])) > least_sqnr(recipe)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -279,7 +285,7 @@ def test_tied_linears_share_one_weight(recipe, inplace):
     if recipe == "int8-static":
         assert a.input_scale is not b.input_scale
         assert float(a.input_scale) != float(b.input_scale)
-    assert sqnr(exact, result(data[0])) > 30
+    assert sqnr(exact, result(data[0])) > least_sqnr(recipe)
 
 
 def test_tied_linears_with_different_weight_specs_part():

@@ -1,8 +1,18 @@
 import json
 
 import pytest
+import torch
 
-from zeropoint import ACTIVATION_UINT8, WEIGHT_INT8, PerChannel, PerTensor, QuantSpec
+from zeropoint import (
+    ACTIVATION_UINT8,
+    WEIGHT_INT4,
+    WEIGHT_INT8,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantSpec,
+    int4,
+)
 from zeropoint.recipes import (
     RECIPES,
     LayerRecipe,
@@ -17,7 +27,14 @@ SPECS = [
     for signed in (True, False)
     for symmetric in (True, False)
     for granularity in (PerTensor(), PerChannel(0), PerChannel(-1))
+] + [
+    int4(),
+    int4(128, symmetric=True, scale_dtype=torch.bfloat16),
+    int4(64, scale_dtype=torch.float16),
+    int4(None),
+    QuantSpec(2, granularity=PerGroup(1)),
 ]
+GROUPS = spec_to_dict(WEIGHT_INT4)
 ODD = LayerRecipe(
     "static",
     weight=QuantSpec(symmetric=False),
@@ -64,8 +81,33 @@ def test_short_json():
         ({"default": {"mode": "dynamic", "weight": {"bits": 8}}}, "must have the key"),
         ({"default": {"mode": "dynamic", "weight": 8}}, "a spec must be a mapping, got int"),
         (
-            {"default": {"mode": "dynamic", "weight": spec_to_dict(WEIGHT_INT8) | {"bits": 3}}},
-            "bits must be 8",
+            {"default": {"mode": "dynamic", "weight": spec_to_dict(WEIGHT_INT8) | {"bits": 9}}},
+            "bits must be from 2 to 8, got 9",
+        ),
+        (
+            {"default": {"mode": "dynamic", "weight": spec_to_dict(WEIGHT_INT4) | {"axis": 0}}},
+            "got 'axis'",
+        ),
+        (
+            {"default": {"mode": "dynamic", "weight": GROUPS | {"group_size": 0}}},
+            "size must be at least 1",
+        ),
+        (
+            {"default": {"mode": "dynamic", "weight": GROUPS | {"group_size": True}}},
+            "size must be an int",
+        ),
+        (
+            {"default": {"mode": "dynamic", "weight": GROUPS | {"scale_dtype": "float64"}}},
+            "scale_dtype must be one of float32, bfloat16, float16, got 'float64'",
+        ),
+        (
+            {
+                "default": {
+                    "mode": "dynamic",
+                    "weight": {k: v for k, v in GROUPS.items() if k != "scale_dtype"},
+                }
+            },
+            "must have the key 'scale_dtype'",
         ),
         (
             {
@@ -95,8 +137,10 @@ def test_json_that_is_refused(d, message):
         ({"activation": QuantSpec()}, "activation must be unsigned"),
         (
             {"activation": QuantSpec(signed=False, granularity=PerChannel(0))},
-            "activation must be unsigned and per tensor",
+            "activation must be unsigned 8 bits and per tensor",
         ),
+        ({"activation": QuantSpec(4, False)}, "activation must be unsigned 8 bits"),
+        ({"activation": QuantSpec(8, False, False, PerGroup(4))}, "activation must be unsigned"),
         ({"observer": "best"}, "observer must be one of minmax, moving-average"),
     ],
 )
@@ -129,10 +173,12 @@ def test_recipes_are_values():
 def test_get_recipe():
     for name, recipe in RECIPES.items():
         assert get_recipe(name) is recipe
-        assert recipe.default.mode == name.removeprefix("int8-")
+        bits, _, mode = name.removeprefix("int").partition("-")
+        assert recipe.default.mode == (mode or "dynamic")
+        assert recipe.default.weight.bits == int(bits)
     assert get_recipe(Recipe(None)) == Recipe(None)
     assert get_recipe(ODD) == Recipe(ODD)
-    with pytest.raises(ValueError, match="int8-dynamic, int8-static, int8-weight-only, got 'int8'"):
+    with pytest.raises(ValueError, match=r"one of int8-dynamic, .*, int4-weight-only, got 'int8'"):
         get_recipe("int8")
     with pytest.raises(TypeError, match="got int"):
         get_recipe(8)
@@ -141,6 +187,11 @@ def test_get_recipe():
 def test_layer_recipe_in_words():
     assert str(LayerRecipe("static")) == (
         "static, weight int8 per channel, input uint8 per tensor by mse"
+    )
+    assert str(LayerRecipe("dynamic", WEIGHT_INT4)) == "dynamic, weight uint4 in groups of 32"
+    narrow = int4(128, symmetric=True, scale_dtype=torch.bfloat16)
+    assert str(LayerRecipe("weight-only", narrow)) == (
+        "weight-only, weight int4 in groups of 128 with bfloat16 scales"
     )
     assert str(ODD) == (
         "static, weight int8 per tensor with zero points, "

@@ -95,7 +95,7 @@ def quantize(
     never called.
 
     A layer that is used under several names is replaced once. Linear layers whose weight is one
-    Parameter share one int8 weight. Where a weight is also used by something that stays float (a
+    Parameter share its integers. Where a weight is also used by something that stays float (a
     language model's head tied to its embedding), the layer stays float, so that the tie stays
     intact, unless ``include`` holds its exact name.
 
@@ -104,8 +104,9 @@ def quantize(
     Args:
         model: any module. A layer is known by its qualified name (``named_modules``); a model that
             is itself a Linear has the name ``""``, and the result is a ``QuantizedLinear``.
-        recipe: ``"int8-dynamic"``, ``"int8-static"``, ``"int8-weight-only"``, a :class:`Recipe`,
-            or a :class:`LayerRecipe` for all layers. By default ``"int8-dynamic"``.
+        recipe: ``"int8-dynamic"``, ``"int8-static"``, ``"int8-weight-only"``, ``"int4"``,
+            ``"int4-weight-only"``, a :class:`Recipe`, or a :class:`LayerRecipe` for all layers. By
+            default ``"int8-dynamic"``.
         plan: what :func:`zeropoint.plan` found, instead of a recipe: layers get the integer form it
             says. Layers that it keeps float stay as they are, also where packed is the form to
             use, which is :func:`zeropoint.prepack_model`'s to do.

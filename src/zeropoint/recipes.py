@@ -7,9 +7,23 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, get_args
 
+import torch
+
 from .calibrate import DEFAULT_OBSERVER, OBSERVERS
 from .modules import Mode
-from .spec import ACTIVATION_UINT8, WEIGHT_INT8, PerChannel, PerTensor, QuantSpec
+from .spec import (
+    ACTIVATION_UINT8,
+    SCALE_DTYPES,
+    WEIGHT_INT4,
+    WEIGHT_INT8,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantSpec,
+)
+
+_SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SCALE_DTYPES}
 
 
 def spec_to_dict(spec: QuantSpec) -> dict[str, Any]:
@@ -17,10 +31,16 @@ def spec_to_dict(spec: QuantSpec) -> dict[str, Any]:
 
     >>> spec_to_dict(WEIGHT_INT8)
     {'bits': 8, 'signed': True, 'symmetric': True, 'granularity': 'per-channel', 'axis': 0}
+    >>> spec_to_dict(WEIGHT_INT4)["granularity"], spec_to_dict(WEIGHT_INT4)["group_size"]
+    ('per-group', 32)
     """
     d: dict[str, Any] = {"bits": spec.bits, "signed": spec.signed, "symmetric": spec.symmetric}
     if isinstance(spec.granularity, PerChannel):
         return {**d, "granularity": "per-channel", "axis": spec.granularity.axis}
+    if isinstance(spec.granularity, PerGroup):
+        scale_dtype = str(spec.scale_dtype).removeprefix("torch.")
+        more = {"group_size": spec.granularity.size, "scale_dtype": scale_dtype}
+        return {**d, "granularity": "per-group", **more}
     return {**d, "granularity": "per-tensor"}
 
 
@@ -30,19 +50,26 @@ def spec_from_dict(d: Mapping[str, Any]) -> QuantSpec:
     Raises:
         TypeError, ValueError: not a mapping, unknown or missing keys, or values that do not fit.
     """
-    known: tuple[str, ...] = ("bits", "signed", "symmetric", "granularity")
-    granularity = d.get("granularity") if isinstance(d, Mapping) else None
-    if granularity == "per-channel":
-        known = (*known, "axis")
+    name = d.get("granularity") if isinstance(d, Mapping) else None
+    more = {"per-channel": ("axis",), "per-group": ("group_size", "scale_dtype")}
+    known = ("bits", "signed", "symmetric", "granularity", *more.get(str(name), ()))
     _check_keys("a spec", d, known, required=known)
-    if granularity not in ("per-tensor", "per-channel"):
-        raise ValueError(f"granularity must be 'per-tensor' or 'per-channel', got {granularity!r}")
-    return QuantSpec(
-        d["bits"],
-        d["signed"],
-        d["symmetric"],
-        PerChannel(d["axis"]) if granularity == "per-channel" else PerTensor(),
-    )
+    granularity: Granularity = PerTensor()
+    scale_dtype = "float32"
+    if name == "per-channel":
+        granularity = PerChannel(d["axis"])
+    elif name == "per-group":
+        granularity, scale_dtype = PerGroup(d["group_size"]), d["scale_dtype"]
+        if scale_dtype not in _SCALE_DTYPES:
+            raise ValueError(
+                f"scale_dtype must be one of {', '.join(_SCALE_DTYPES)}, got {scale_dtype!r}"
+            )
+    elif name != "per-tensor":
+        raise ValueError(
+            f"granularity must be 'per-tensor', 'per-channel' or 'per-group', got {name!r}"
+        )
+    dtype = _SCALE_DTYPES[scale_dtype]
+    return QuantSpec(d["bits"], d["signed"], d["symmetric"], granularity, dtype)
 
 
 @dataclass(frozen=True)
@@ -51,8 +78,9 @@ class LayerRecipe:
 
     Args:
         mode: ``"dynamic"``, ``"static"`` or ``"weight-only"``, see :class:`QuantizedLinear`.
-        weight: spec of the weight, per tensor or per channel along axis 0 (the output channel).
-        activation: spec of the input, unsigned and per tensor; static mode only.
+        weight: spec of the weight, 2 to 8 bits: per tensor, per channel along axis 0 (the output
+            channel), or per group of inputs.
+        activation: spec of the input, unsigned 8 bits and per tensor; static mode only.
         observer: how the input's range is chosen, one of :data:`zeropoint.calibrate.OBSERVERS`;
             static mode only.
 
@@ -75,12 +103,17 @@ class LayerRecipe:
             spec = getattr(self, field)
             if not isinstance(spec, QuantSpec):
                 raise TypeError(f"{field} must be a QuantSpec, got {type(spec).__name__}")
-        if self.weight.granularity not in (PerTensor(), PerChannel(0)):
+        granularity = self.weight.granularity
+        if granularity not in (PerTensor(), PerChannel(0)) and not isinstance(
+            granularity, PerGroup
+        ):
             raise ValueError(
-                f"weight must be per tensor or PerChannel(0), got {self.weight.granularity!r}"
+                "weight must be per tensor, PerChannel(0) or PerGroup(size), got "
+                f"{self.weight.granularity!r}"
             )
-        if self.activation.signed or self.activation.granularity != PerTensor():
-            raise ValueError(f"activation must be unsigned and per tensor, got {self.activation!r}")
+        a = self.activation
+        if a.signed or a.bits != 8 or a.granularity != PerTensor():
+            raise ValueError(f"activation must be unsigned 8 bits and per tensor, got {a!r}")
         if self.observer not in OBSERVERS:
             raise ValueError(
                 f"observer must be one of {', '.join(OBSERVERS)}, got {self.observer!r}"
@@ -188,8 +221,11 @@ RECIPES: dict[str, Recipe] = {
     "int8-dynamic": Recipe(LayerRecipe("dynamic")),
     "int8-static": Recipe(LayerRecipe("static")),
     "int8-weight-only": Recipe(LayerRecipe("weight-only")),
+    "int4": Recipe(LayerRecipe("dynamic", WEIGHT_INT4)),
+    "int4-weight-only": Recipe(LayerRecipe("weight-only", WEIGHT_INT4)),
 }
-"""Recipes by name."""
+"""Recipes by name. ``"int4"`` quantizes activations row by row to 8 bits: that costs little beside
+what 4-bit weights cost, and lets the integer units compute."""
 
 
 def get_recipe(recipe: str | Recipe | LayerRecipe) -> Recipe:
@@ -215,6 +251,10 @@ def get_recipe(recipe: str | Recipe | LayerRecipe) -> Recipe:
 def _describe(spec: QuantSpec) -> str:
     name = f"{'int' if spec.signed else 'uint'}{spec.bits}"
     where = "per channel" if isinstance(spec.granularity, PerChannel) else "per tensor"
+    if isinstance(spec.granularity, PerGroup):
+        where = f"in groups of {spec.granularity.size}"
+        if spec.scale_dtype != torch.float32:
+            where += f" with {str(spec.scale_dtype).removeprefix('torch.')} scales"
     # Signed symmetric and unsigned asymmetric are what one expects; the rest is said.
     usual = spec.symmetric == spec.signed
     return f"{name} {where}" + (
