@@ -175,7 +175,7 @@ class QuantizedLinear(nn.Module):
         # Checked by the spec that they make; an 8-bit layer holds signed integers, others unsigned.
         granularity = PerChannel(0) if group_size is None else PerGroup(group_size)
         spec = QuantSpec(bits, bits == 8, False, granularity, scale_dtype)
-        self.bits, self.group_size = bits, group_size
+        self.bits, self.group_size, self.scale_dtype = bits, group_size, scale_dtype
         shape = torch.Size((out_features, in_features))
         self._layout = Layout.of(shape, spec.signed, bits, group_size).kept()
         f32 = {"dtype": torch.float32, "device": device}

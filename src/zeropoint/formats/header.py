@@ -16,15 +16,22 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from ..codec import packed_size, padding_is_zero
 from ..modules import Mode, QuantizedLinear
-from .container import CheckpointError, Reader, TensorInfo, parse_json
+from ..spec import SCALE_DTYPES, PerGroup, integer_range
+from .container import CheckpointError, Reader, TensorInfo, dtype_name, parse_json
 
 FORMAT = "zeropoint"
-VERSION = "1"
+VERSIONS = ("1", "2")
+"""Of the format; a file has the lowest that can say what it holds."""
+
 RESERVED = ("format", "version", "layers", "aliases", "sha256", "digest")
 """Keys of ``__metadata__`` that the format keeps for itself."""
 
-_WEIGHT = {"bits": 8, "signed": True, "granularity": "per-channel", "axis": 0}
+_WEIGHT_1 = {"bits": 8, "signed": True, "granularity": "per-channel", "axis": 0}
+"""The weights of version 1."""
+
+_SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SCALE_DTYPES}
 _MAX_SIZE = 1 << 62
 
 
@@ -42,6 +49,9 @@ class LayerInfo:
         in_features, out_features: of the layer.
         bias: whether it has one.
         quantized_output: whether it holds an output scale and zero point (static mode only).
+        bits: width of its weight, 2 to 8.
+        group_size: inputs that share a scale; ``None`` means one scale an output channel.
+        scale_dtype: of the scales of groups: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     """
 
     mode: Mode
@@ -49,6 +59,9 @@ class LayerInfo:
     out_features: int
     bias: bool
     quantized_output: bool = False
+    bits: int = 8
+    group_size: int | None = None
+    scale_dtype: str = "float32"
 
     @classmethod
     def of(cls, layer: QuantizedLinear) -> LayerInfo:
@@ -59,21 +72,39 @@ class LayerInfo:
             layer.out_features,
             layer.bias is not None,
             layer.output_scale is not None,
+            layer.bits,
+            layer.group_size,
+            str(layer.scale_dtype).removeprefix("torch."),
         )
 
     def build(self, device: Any) -> QuantizedLinear:
         """A layer by this entry, its integers zero."""
         return QuantizedLinear(
-            self.in_features, self.out_features, self.bias, self.mode, self.quantized_output, device
+            self.in_features,
+            self.out_features,
+            self.bias,
+            self.mode,
+            self.quantized_output,
+            device,
+            bits=self.bits,
+            group_size=self.group_size,
+            scale_dtype=_SCALE_DTYPES[self.scale_dtype],
         )
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Safetensors dtype and shape of each of the layer's tensors, by their names within it."""
         out = (self.out_features,)
+        integer, scale, zero_point = "I8" if self.bits == 8 else "U8", "F32", "I32"
+        per = out
+        if self.group_size is not None:
+            per = (self.out_features, PerGroup(self.group_size).count(self.in_features))
+            scale = dtype_name(_SCALE_DTYPES[self.scale_dtype]) or ""
+            zero_point = integer
+        row = packed_size(self.in_features, self.bits)
         result: dict[str, tuple[str, tuple[int, ...]]] = {
-            "weight": ("I8", (self.out_features, self.in_features)),
-            "scale": ("F32", out),
-            "zero_point": ("I32", out),
+            "weight": (integer, (self.out_features, row)),
+            "scale": (scale, per),
+            "zero_point": (zero_point, per),
         }
         if self.bias:
             result["bias"] = ("F32", out)
@@ -91,11 +122,19 @@ class LayerInfo:
             "out_features": self.out_features,
             "bias": self.bias,
             "quantized_output": self.quantized_output,
-            "weight": dict(_WEIGHT),
+            "weight": self.weight(),
         }
 
+    def weight(self) -> dict[str, Any]:
+        """What the entry says of the weight."""
+        integers: dict[str, Any] = {"bits": self.bits, "signed": self.bits == 8}
+        if self.group_size is None:
+            return {**integers, "granularity": "per-channel", "axis": 0}
+        more = {"group_size": self.group_size, "scale_dtype": self.scale_dtype}
+        return {**integers, "granularity": "per-group", **more}
+
     @classmethod
-    def from_dict(cls, path: Path, layer: str, entry: Any) -> LayerInfo:
+    def from_dict(cls, path: Path, layer: str, entry: Any, version: str) -> LayerInfo:
         """The inverse of :meth:`to_dict`. Raises :class:`CheckpointError`."""
 
         def fail(reason: str) -> CheckpointError:
@@ -114,11 +153,38 @@ class LayerInfo:
                 raise fail(f"{key} must be true or false, got {str(entry[key])[:40]!r}")
         if entry["quantized_output"] and entry["mode"] != "static":
             raise fail(f"quantized_output needs mode 'static', got {entry['mode']!r}")
-        weight = entry["weight"]
+        weight = entry.pop("weight")
         # Compared as JSON, where true is not 1.
-        if canonical(weight) != canonical(_WEIGHT):
-            raise fail(f"weight must be {json.dumps(_WEIGHT)} in version {VERSION}")
-        return cls(**{key: value for key, value in entry.items() if key != "weight"})
+        if version == "1" and canonical(weight) != canonical(_WEIGHT_1):
+            raise fail(f"weight must be {json.dumps(_WEIGHT_1)} in version 1")
+        info = cls(**entry, **_weight_fields(weight, fail))
+        if canonical(weight) != canonical(info.weight()):
+            raise fail(f"weight must be {json.dumps(info.weight())}, got {canonical(weight)[:200]}")
+        return info
+
+
+def _weight_fields(weight: Any, fail: Any) -> dict[str, Any]:
+    """Width, groups and type of scales of an entry's weight; the rest follows from them."""
+    if not isinstance(weight, dict):
+        raise fail("weight must be a JSON object")
+    bits = weight.get("bits")
+    if type(bits) is not int or not 2 <= bits <= 8:
+        raise fail(f"bits must be an integer from 2 to 8, got {str(bits)[:40]!r}")
+    granularity = weight.get("granularity")
+    if granularity == "per-channel":
+        return {"bits": bits}
+    if granularity != "per-group":
+        raise fail(
+            f"granularity must be 'per-channel' or 'per-group', got {str(granularity)[:40]!r}"
+        )
+    size, scale_dtype = weight.get("group_size"), weight.get("scale_dtype")
+    if type(size) is not int or not 1 <= size < _MAX_SIZE:
+        raise fail(f"group_size must be an integer from 1, got {str(size)[:40]!r}")
+    if not isinstance(scale_dtype, str) or scale_dtype not in _SCALE_DTYPES:
+        raise fail(
+            f"scale_dtype must be one of {', '.join(_SCALE_DTYPES)}, got {str(scale_dtype)[:40]!r}"
+        )
+    return {"bits": bits, "group_size": size, "scale_dtype": scale_dtype}
 
 
 @dataclass(frozen=True)
@@ -131,6 +197,7 @@ class Header:
         aliases: name of a tied tensor → name of the one whose bytes it shares.
         sha256: name → checksum of its bytes.
         metadata: the user's own strings.
+        version: of the format.
     """
 
     layers: dict[str, LayerInfo]
@@ -138,6 +205,7 @@ class Header:
     aliases: dict[str, str]
     sha256: dict[str, str]
     metadata: dict[str, str] = field(default_factory=dict)
+    version: str = VERSIONS[0]
 
     def source(self, name: str) -> str:
         """The tensor that holds the bytes of ``name``."""
@@ -172,9 +240,10 @@ def encode(
     sha256: Mapping[str, str],
 ) -> dict[str, str]:
     """``__metadata__`` of a checkpoint."""
+    first = all(info.weight() == _WEIGHT_1 for info in layers.values())
     result = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": "1" if first else "2",
         "layers": canonical({name: info.to_dict() for name, info in layers.items()}),
         "aliases": canonical(dict(aliases)),
         "sha256": canonical(dict(sha256)),
@@ -210,9 +279,11 @@ def decode(reader: Reader) -> Header:
             f"not a zeropoint checkpoint: its format is {metadata.get('format')!r}, expected "
             f"{FORMAT!r}",
         )
-    if metadata.get("version") != VERSION:
+    version = metadata.get("version")
+    if version not in VERSIONS:
         raise CheckpointError(
-            path, f"version {metadata.get('version')!r} of the format; this zeropoint reads '1'"
+            path,
+            f"version {version!r} of the format; this zeropoint reads {' and '.join(VERSIONS)}",
         )
     for key in RESERVED:
         if key not in metadata:
@@ -232,9 +303,12 @@ def decode(reader: Reader) -> Header:
         for name, value in tables[key].items():
             if not isinstance(value, str):
                 raise CheckpointError(path, f"{key!r} must map strings to strings", tensor=name)
-    layers = {n: LayerInfo.from_dict(path, n, entry) for n, entry in tables["layers"].items()}
+    layers = {
+        name: LayerInfo.from_dict(path, name, entry, version)
+        for name, entry in tables["layers"].items()
+    }
     user = {key: value for key, value in metadata.items() if key not in RESERVED}
-    header = Header(layers, reader.tensors, tables["aliases"], tables["sha256"], user)
+    header = Header(layers, reader.tensors, tables["aliases"], tables["sha256"], user, version)
     _check(path, header)
     return header
 
@@ -273,18 +347,27 @@ def _check(path: Path, header: Header) -> None:
                 )
 
 
-def check_values(path: str | os.PathLike[str], layer: str, key: str, tensor: Tensor) -> None:
-    """Refuse scales and zero points of a quantized layer that no arithmetic can use.
+def check_values(
+    path: str | os.PathLike[str], layer: str, info: LayerInfo, key: str, tensor: Tensor
+) -> None:
+    """Refuse values of a quantized layer that no arithmetic can use, or that mean nothing.
 
     Raises:
         CheckpointError: a scale that is not positive and finite, a zero point out of the range of
-            its integers (int8 for weights, uint8 for activations).
+            its integers (the weight's; uint8 for activations), bits set after the last code of a
+            packed row.
     """
+    if key == "weight" and info.bits < 8:
+        if not padding_is_zero(tensor, info.bits, info.in_features):
+            raise CheckpointError(
+                path, "the bits after a row's last code must be zero", layer, qualified(layer, key)
+            )
+        return
     if key.endswith("scale"):
         bad = ~((tensor > 0) & tensor.isfinite())
         expected = "positive and finite"
     elif key.endswith("zero_point"):
-        low, high = (-128, 127) if key == "zero_point" else (0, 255)
+        low, high = integer_range(info.bits, info.bits == 8) if key == "zero_point" else (0, 255)
         bad = (tensor < low) | (tensor > high)
         expected = f"within [{low}, {high}]"
     else:

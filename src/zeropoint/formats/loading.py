@@ -38,7 +38,7 @@ def load_into(
         for layer, entry in header.layers.items():
             for key in entry.tensors():
                 name = qualified(layer, key)
-                check_values(reader.path, layer, key, tensors[plan.sources[name]])
+                check_values(reader.path, layer, entry, key, tensors[plan.sources[name]])
         return plan.carry_out(model, tensors, device)
 
 
@@ -191,7 +191,9 @@ def _check_layer(path: Path, layer: str, info: LayerInfo, old: nn.Module) -> Non
             "quantized layer would drop",
             layer,
         )
-    size = tuple(old.weight.shape)  # type: ignore[arg-type]
+    size = (old.out_features, old.in_features)
+    if not isinstance(old, QuantizedLinear):
+        size = tuple(old.weight.shape)  # type: ignore[assignment]
     for where, got, expected in (
         ("out_features", info.out_features, size[0]),
         ("in_features", info.in_features, size[1]),

@@ -139,7 +139,7 @@ def save(
                     layer,
                     name,
                 )
-            check_values(path, layer, key, tensor)
+            check_values(path, layer, info, key, tensor)
 
     def header(infos: dict[str, TensorInfo], sha256: dict[str, str]) -> dict[str, str]:
         return _header.encode(layers, aliases, metadata or {}, infos, sha256)
@@ -218,7 +218,7 @@ def inspect(
                     bar.update(tensor.nbytes)
         return CheckpointInfo(
             reader.path,
-            _header.VERSION,
+            header.version,
             reader.file_bytes,
             header.layers,
             header.tensors,

@@ -29,6 +29,6 @@ def load_layer(path: str | os.PathLike[str], name: str) -> QuantizedLinear:
         for key in info.tensors():
             source = header.source(qualified(name, key))
             tensor = reader.tensor(source, header.sha256[source])
-            check_values(path, name, key, tensor)
+            check_values(path, name, info, key, tensor)
             getattr(layer, key).copy_(tensor)
     return layer.eval()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..affine import choose_qparams, quantize_per_tensor, quantize_to_spec
 from ..modules import QuantizedLinear
 from ..quantize import LayerRecipe, QuantizationSummary, Recipe, get_recipe
-from ..spec import PerChannel
+from ..spec import PerGroup, PerTensor
 from ..tensor import QTensor
 from . import header as _header
 from .container import CheckpointError, Reader, TensorInfo, open_reader, progress_bar
@@ -165,7 +165,16 @@ class _Plan:
         for name, layer in self.chosen.items():
             out_features, in_features = tensors[qualified(name, "weight")].shape
             bias = qualified(name, "bias") in tensors
-            self.layers[name] = LayerInfo(layer.mode, in_features, out_features, bias)
+            groups = layer.weight.granularity
+            self.layers[name] = LayerInfo(
+                layer.mode,
+                in_features,
+                out_features,
+                bias,
+                bits=layer.weight.bits,
+                group_size=groups.size if isinstance(groups, PerGroup) else None,
+                scale_dtype=str(layer.weight.scale_dtype).removeprefix("torch."),
+            )
             self.weights[qualified(name, "weight")] = name
             replaced |= {qualified(name, "weight"), qualified(name, "bias")}
         self.copied = tensors.keys() - replaced
@@ -202,15 +211,16 @@ def _quantize(
     reader: Reader, writer: Writer, name: str, layer: str, recipes: dict[str, LayerRecipe]
 ) -> None:
     recipe, tensor = recipes[layer], reader.tensors[name]
-    per_channel = isinstance(recipe.weight.granularity, PerChannel)
-    whole = None if per_channel else _range(reader, tensor, layer)
+    per_tensor = isinstance(recipe.weight.granularity, PerTensor)
+    whole = _range(reader, tensor, layer) if per_tensor else None
     for block in _blocks(reader, tensor):
         _require_finite(reader.path, layer, name, block)
         if whole is None:
             q = quantize_to_spec(block, recipe.weight)
         else:
             scale, zero_point = choose_qparams(*whole, recipe.weight)
-            q = quantize_per_tensor(block, scale, zero_point, recipe.weight.dtype)
+            spec = recipe.weight
+            q = quantize_per_tensor(block, scale, zero_point, spec.dtype, bits=spec.bits)
         _write_block(writer, layer, q)
 
 
