@@ -11,12 +11,12 @@ from zeropoint.observers import (
     DEFAULT_OBSERVER,
     OBSERVERS,
     EntropyObserver,
+    GrowingHistogram,
     MinMaxObserver,
     MovingAverageObserver,
     MSEObserver,
     PercentileObserver,
     _divergence,
-    _Histogram,
     _qparams,
 )
 
@@ -259,7 +259,7 @@ def test_entropy_ignores_the_zeros_behind_a_relu():
     assert observed("entropy", x).range(ACTIVATION_UINT8) == observed("entropy", nonzero).range(
         ACTIVATION_UINT8
     )
-    assert EntropyObserver.BINS < _Histogram.LIMIT
+    assert EntropyObserver.BINS < GrowingHistogram.LIMIT
 
 
 @settings(max_examples=60, deadline=None)
@@ -271,7 +271,7 @@ def test_entropy_ignores_the_zeros_behind_a_relu():
     )
 )
 def test_histogram_grows_exactly(batches):
-    histogram, lo, hi = _Histogram(), math.inf, -math.inf
+    histogram, lo, hi = GrowingHistogram(), math.inf, -math.inf
     for batch in batches:
         x = torch.tensor(batch)
         if batch:
@@ -282,7 +282,7 @@ def test_histogram_grows_exactly(batches):
     assert histogram.zeros == len(values) - len(nonzero)
     if not len(nonzero):
         return
-    assert len(histogram.counts) <= _Histogram.LIMIT
+    assert len(histogram.counts) <= GrowingHistogram.LIMIT
     index = np.floor(np.ldexp(nonzero, -histogram.exponent)).astype(np.int64) - histogram.first
     expected = np.bincount(index, minlength=len(histogram.counts))
     assert np.array_equal(histogram.counts, expected)
@@ -292,9 +292,9 @@ def test_histogram_grows_exactly(batches):
 
 
 def test_histogram_is_fine():
-    histogram = _Histogram()
+    histogram = GrowingHistogram()
     histogram.add(torch.tensor([-1.0, 3.0]), -1.0, 3.0)
-    assert _Histogram.LIMIT / 2 <= len(histogram.counts) <= _Histogram.LIMIT
+    assert GrowingHistogram.LIMIT / 2 <= len(histogram.counts) <= GrowingHistogram.LIMIT
 
 
 def test_default_is_best_on_activation_like_data():

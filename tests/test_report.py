@@ -234,22 +234,3 @@ def test_model_without_quantized_layers_is_compared_as_a_whole() -> None:
     report = fast(model, copy.deepcopy(model).bfloat16().float(), [torch.randn(3, 12)])
     assert report.layers == ()
     assert 30 < report.outputs.difference.sqnr_db < 70
-
-
-def test_histograms_of_the_worst_layers() -> None:
-    model = nn.Sequential(*(Linear(16, 16) for _ in range(6)))
-    with torch.no_grad():
-        model[3].weight[2, 5] = 40.0
-        model[3].weight[7] *= 1e-3
-    report = fast(model, quantized(model), [torch.randn(8, 16)])
-    with_histogram = {x.name for x in report.layers if x.histogram is not None}
-    assert with_histogram == {x.name for x in report.worst(4)}
-    worst = report.layers[3]
-    assert worst.name in with_histogram
-    h = worst.histogram
-    assert h is not None
-    assert sum(h.counts) == 256
-    assert len(h.edges) == len(h.counts) + 1
-    assert h.edges[-1] == 40
-    assert [g.label for g in h.grids][::2] == ["finest, channel 7", "coarsest, channel 2"]
-    assert h.grids[-1].scale == pytest.approx(40 / 127, rel=0.01)

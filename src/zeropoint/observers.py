@@ -134,7 +134,7 @@ class MovingAverageObserver(Observer):
         return self._average
 
 
-class _Histogram:
+class GrowingHistogram:
     """A histogram that grows with its data and does not depend on the order it came in.
 
     Bin ``i`` holds the values in ``[i·w, (i+1)·w)``, where ``w`` is the smallest power of two that
@@ -214,7 +214,7 @@ class _Histogram:
 class _HistogramObserver(Observer):
     def __init__(self) -> None:
         super().__init__()
-        self._histogram = _Histogram()
+        self._histogram = GrowingHistogram()
 
     def _update(self, values: Tensor, lo: float, hi: float) -> None:
         self._histogram.add(values, self.lo, self.hi)
@@ -325,7 +325,7 @@ class EntropyObserver(_HistogramObserver):
 
     def _range(self, spec: QuantSpec) -> Range:
         h = self._histogram
-        shift = (_Histogram.LIMIT // self.BINS).bit_length() - 1
+        shift = (GrowingHistogram.LIMIT // self.BINS).bit_length() - 1
         index = np.arange(h.first, h.first + len(h.counts)) >> shift
         first = int(index[0]) if len(index) else 0
         counts = np.bincount(index - first, h.counts) if len(index) else np.zeros(0)

@@ -1,7 +1,8 @@
 """What quantization cost a model.
 
 Numbers first (``numbers``, taken by ``measure``, ``sums`` and ``timing``), then what is made of
-them: terminal table (``table``), JSON (``schema.json`` describes it), HTML (``page``, ``plots``).
+them: terminal table (``table``), JSON (``schema.json`` describes it), HTML (``page`` and
+``sections``, ``plots`` and ``pictures``, ``templates``).
 """
 
 from ..running import model_bytes
@@ -12,6 +13,7 @@ from .numbers import (
     Environment,
     Grid,
     Histogram,
+    Integers,
     Latency,
     LayerReport,
     Metric,
@@ -27,6 +29,7 @@ __all__ = [
     "Environment",
     "Grid",
     "Histogram",
+    "Integers",
     "Latency",
     "LayerReport",
     "Metric",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +19,8 @@ from ..running import call, evaluating, model_bytes, pick_output, real
 from ..statistics import paired, scores
 from ..tensor import QTensor
 from .environment import environment
+from .histograms import Inputs, weights
 from .numbers import (
-    Grid,
-    Histogram,
     Latency,
     LayerReport,
     Metric,
@@ -31,11 +29,6 @@ from .numbers import (
 )
 from .sums import Cosines, Sums
 from .timing import Stopwatch, time_layers, time_models
-
-HISTOGRAMS = 4
-"""Of how many layers, the worst ones, the histogram of weights is taken."""
-
-_BINS = 80
 
 
 def compare(
@@ -110,7 +103,8 @@ def compare(
             latency = time_models(*models, named, watch, progress)
             seconds = time_layers(*models, pairs, next(iter(named.values())), watch)
     summary = getattr(quantized_model, "quantization", None)
-    report = Report(
+    recipes = getattr(summary, "quantized", {})
+    return Report(
         model=type(float_model).__name__,
         batches=batches,
         outputs=outputs,
@@ -118,16 +112,13 @@ def compare(
         bytes_before=model_bytes(float_model),
         bytes_after=model_bytes(quantized_model),
         latency=latency,
-        layers=tuple(track.report(name, seconds.get(name)) for name, track in tracks.items()),
+        layers=tuple(
+            track.report(name, seconds.get(name), str(recipes.get(name, "")))
+            for name, track in tracks.items()
+        ),
         left=_left(quantized_model, getattr(summary, "left", {})),
         environment=environment(),
     )
-    worst = {layer.name for layer in report.worst(HISTOGRAMS)}
-    layers = (
-        replace(x, histogram=_histogram(*pairs[x.name])) if x.name in worst else x
-        for x in report.layers
-    )
-    return replace(report, layers=tuple(layers))
 
 
 class _Track:
@@ -135,12 +126,13 @@ class _Track:
 
     def __init__(self, linear: nn.Linear, quantized: QuantizedLinear) -> None:
         self.linear, self.quantized = linear, quantized
-        self.alone, self.accumulated = Sums(), Sums()
+        self.alone, self.accumulated, self.inputs = Sums(), Sums(), Inputs(quantized)
         self.waiting: list[Tensor] = []  # float outputs of this batch, in call order
 
     def see_float(self, _m: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
         # forward, not the call, so that hooks of the caller's do not run twice
         self.alone.add(y, real(self.quantized.forward(*args, **kwargs)))
+        self.inputs.add(args[0] if args else kwargs["input"])
         self.waiting.append(y.clone())  # what follows may change it in place, as ReLU can
 
     def see_quantized(self, _m: Any, _args: Any, y: Any) -> None:
@@ -156,12 +148,13 @@ class _Track:
         self.accumulated.skipped += len(self.waiting)
         self.waiting.clear()
 
-    def report(self, name: str, seconds: tuple[float, float] | None) -> LayerReport:
+    def report(self, name: str, seconds: tuple[float, float] | None, recipe: str) -> LayerReport:
         linear, quantized = self.linear, self.quantized
         weight = Sums()
         weight.add(linear.weight.detach(), quantized.weight_qtensor().dequantize())
         parts = (quantized.weight, quantized.scale, quantized.zero_point)
         before, after = seconds or (None, None)
+        histogram, integers = weights(linear, quantized)
         return LayerReport(
             name=name,
             mode=quantized.mode,
@@ -174,6 +167,11 @@ class _Track:
             bytes_after=sum(t.numel() * t.element_size() for t in parts),
             seconds_before=before,
             seconds_after=after,
+            histogram=histogram,
+            integers=integers,
+            inputs=self.inputs.histogram(),
+            input_integers=self.inputs.integers(),
+            recipe=recipe,
         )
 
 
@@ -282,28 +280,3 @@ def _measured(metric: Callable[[nn.Module], Any], *models: nn.Module) -> Metric:
 def _left(model: nn.Module, reasons: Mapping[str, str]) -> dict[str, str]:
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     return {n: str(reasons.get(n, "")) for n in dict.fromkeys([*names, *reasons])}
-
-
-def _histogram(linear: nn.Linear, quantized: QuantizedLinear) -> Histogram | None:
-    w = linear.weight.detach().to("cpu", torch.float32).reshape(-1)
-    w = w[w.isfinite()]
-    if not w.numel():
-        return None
-    counts, edges = torch.histogram(w, _BINS)
-    q = quantized.weight_qtensor()
-    spec, scale, zero_point = q.spec, q.scale.cpu(), q.zero_point.cpu()
-    order = scale.argsort()
-    chosen = {"finest": order[0], "median": order[len(order) // 2], "coarsest": order[-1]}
-    if bool((scale == scale[0]).all()) and bool((zero_point == zero_point[0]).all()):
-        chosen = {"every": order[0]}
-    grids = (
-        Grid(
-            "every channel" if which == "every" else f"{which}, channel {int(n)}",
-            float(scale[n]),
-            int(zero_point[n]),
-            spec.qmin,
-            spec.qmax,
-        )
-        for which, n in chosen.items()
-    )
-    return Histogram(tuple(float(e) for e in edges), tuple(int(c) for c in counts), tuple(grids))

@@ -10,13 +10,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..atomic import write_text
 from ..statistics import Comparison, Estimate
+
+if TYPE_CHECKING:
+    from ..diagnose.numbers import Diagnosis
+    from ..search.numbers import Front
 
 SCHEMA_VERSION = 1
 """Version of the JSON: raised when a field changes its meaning or goes, not when one is added."""
@@ -99,11 +104,25 @@ class Grid:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of a layer's float weights between ``edges`` (one more than counts)."""
+    """Counts of float values between ``edges`` (one more than counts), and the grids they are
+    rounded to: finest, median and coarsest; none where each row has its own."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     grids: tuple[Grid, ...]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How many values became each integer, from ``qmin`` upwards."""
+
+    qmin: int
+    counts: tuple[int, ...]
+
+    @property
+    def used(self) -> int:
+        """How many different integers occur."""
+        return sum(c > 0 for c in self.counts)
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,12 @@ class LayerReport:
         bytes_before, bytes_after: the weight; after, with its scales and zero points.
         seconds_before, seconds_after: median time of the layer in one pass of the model over the
             first timed batch; ``None`` where nothing was timed.
-        histogram: of the float weights; only for the worst layers.
+        histogram: of the float weights.
+        integers: what became of them.
+        inputs: histogram of the activations that the float model feeds the layer with; of a call
+            with over 131,072 of them, of rows taken evenly. ``None`` where the layer never ran.
+        input_integers: what the quantized layer makes of these; ``None`` where they stay float.
+        recipe: what the layer was given, in words; ``""`` where that is not known.
     """
 
     name: str
@@ -135,6 +159,10 @@ class LayerReport:
     seconds_before: float | None = None
     seconds_after: float | None = None
     histogram: Histogram | None = None
+    integers: Integers | None = None
+    inputs: Histogram | None = None
+    input_integers: Integers | None = None
+    recipe: str = ""
 
     @property
     def label(self) -> str:
@@ -193,7 +221,8 @@ class Report:
 
     ``print(report)`` is a table; ``rich.print(report)`` one with weight and colour;
     :meth:`to_json` and :meth:`to_html` write files. ``layers`` are in model order; ``left`` names
-    the Linear layers that stayed float, and why where that is known.
+    the Linear layers that stayed float, and why where that is known. ``diagnosis`` and ``front``
+    are what else is known of the model, see :meth:`beside`.
     """
 
     model: str
@@ -206,6 +235,18 @@ class Report:
     layers: tuple[LayerReport, ...]
     left: Mapping[str, str] = field(default_factory=dict)
     environment: Environment | None = None
+    diagnosis: Diagnosis | None = None
+    front: Front | None = None
+
+    def beside(self, diagnosis: Diagnosis | None = None, front: Front | None = None) -> Report:
+        """This report with a diagnosis or a front, so that all its forms show them too.
+
+        Args:
+            diagnosis: what :func:`zeropoint.diagnose` found of the same model; ``None`` keeps what
+                the report has.
+            front: what :func:`zeropoint.search` found, likewise.
+        """
+        return replace(self, diagnosis=diagnosis or self.diagnosis, front=front or self.front)
 
     @property
     def verdict(self) -> str:
@@ -224,7 +265,12 @@ class Report:
 
         Numbers that JSON does not have are ``None``; the schema says what that means where.
         """
-        return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **_plain(self)}
+        beside = {
+            k: None if x is None else x.to_dict()
+            for k, x in (("diagnosis", self.diagnosis), ("front", self.front))
+        }
+        own = _plain(replace(self, diagnosis=None, front=None))
+        return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **own, **beside}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
@@ -244,25 +290,32 @@ class Report:
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as JSON text, also written to ``path`` (atomically) where one is given."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
         if path is not None:
             write_text(path, text)
         return text
 
     def to_html(
-        self, path: str | os.PathLike[str] | None = None, *, title: str | None = None
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        title: str | None = None,
+        diagnosis: Diagnosis | None = None,
+        front: Front | None = None,
     ) -> str:
         """One self-contained page that works offline, also written to ``path`` (atomically).
 
         Args:
             path: the file to write, or ``None``.
             title: heading of the page, by default made of the model's name.
+            diagnosis, front: as :meth:`beside`.
 
         Raises:
             ImportError: jinja2 or matplotlib is not installed.
         """
         from .page import render
 
-        text = render(self, title)
+        text = render(self.beside(diagnosis, front), title)
         if path is not None:
             write_text(path, text)
         return text
@@ -282,6 +335,9 @@ def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of :meth:`Report.to_dict`."""
     return json.loads((files(__package__) / "schema.json").read_text("utf-8"))
 
+
+_NUMBERS = re.compile(r"\[\n[-+.eE\d\s,]+\]")
+"""A list of numbers: one line instead of hundreds. No string of JSON holds a line break."""
 
 _DERIVED = {
     Difference: ("sqnr_db", "exact"),
@@ -312,16 +368,37 @@ def _number(x: float | None) -> float:
     return math.nan if x is None else x
 
 
+def _histogram(data: Mapping[str, Any] | None) -> Histogram | None:
+    if data is None:
+        return None
+    grids = tuple(_make(Grid, g) for g in data["grids"])
+    return Histogram(tuple(data["edges"]), tuple(data["counts"]), grids)
+
+
+def _integers(data: Mapping[str, Any] | None) -> Integers | None:
+    return None if data is None else Integers(data["qmin"], tuple(data["counts"]))
+
+
 def _layer(data: Mapping[str, Any]) -> LayerReport:
-    histogram = data["histogram"]
-    if histogram is not None:
-        histogram = Histogram(
-            tuple(histogram["edges"]),
-            tuple(histogram["counts"]),
-            tuple(_make(Grid, g) for g in histogram["grids"]),
-        )
-    differences = {k: _make(Difference, data[k]) for k in ("weight", "alone", "accumulated")}
-    return _make(LayerReport, {**data, **differences, "histogram": histogram})
+    found: dict[str, Any] = {
+        k: _make(Difference, data[k]) for k in ("weight", "alone", "accumulated")
+    }
+    found |= {k: _histogram(data.get(k)) for k in ("histogram", "inputs")}
+    found |= {k: _integers(data.get(k)) for k in ("integers", "input_integers")}
+    return _make(LayerReport, {"recipe": "", **data, **found})
+
+
+def _beside(data: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if data.get("diagnosis") is not None:
+        from ..diagnose.numbers import Diagnosis
+
+        found["diagnosis"] = Diagnosis.from_dict(data["diagnosis"])
+    if data.get("front") is not None:
+        from ..search.numbers import Front
+
+        found["front"] = Front.from_dict(data["front"])
+    return found
 
 
 def _report(data: Mapping[str, Any]) -> Report:
@@ -358,4 +435,5 @@ def _report(data: Mapping[str, Any]) -> Report:
         and _make(
             Environment, {**environment, "available_isas": tuple(environment["available_isas"])}
         ),
+        **_beside(data),
     )

@@ -19,45 +19,61 @@ def render(r: Report, title: str | None = None) -> str:
     try:
         import jinja2
 
-        from . import plots
+        from . import plots, sections
     except ImportError as error:
         raise ImportError(
             f"the HTML report needs jinja2 and matplotlib ({error}): pip install zeropoint[report]"
         ) from error
-    source = (files(__package__) / "page.html.jinja").read_text("utf-8")
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(source)
+    templates = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _template(name)),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     worst = r.worst(3)
-    pictures: list[dict[str, Any]] = [
-        {
-            "number": n,
-            "layer": x,
-            "svg": plots.weights(x, n),
-            "words": plots.weights_in_words(x),
-            "alone": words.decibels(x.alone),
-            "weight": words.decibels(x.weight),
-        }
-        for n, x in _numbered(r)
-        if x.histogram is not None
-    ]
-    pictures.sort(key=lambda p: p["layer"].alone.sqnr_db)
-    return template.render(
+    content: dict[str, Any] = {
+        "causes": sections.causes(r),
+        "front": sections.front(r.front),
+        "layers": [_row(n, x, x in worst) for n, x in _numbered(r)],
+        "details": sections.layers(r),
+        "left": [{"cells": (n or "(model)", why or "–"), "link": ""} for n, why in r.left.items()],
+        "environment": _environment(r),
+    }
+    return templates.get_template("page.html.jinja").render(
         r=r,
         title=title or f"Quantization report: {r.model}",
         tiles=_tiles(r),
+        contents=[(k, text) for k, text in _CONTENTS.items() if content.get(_OF.get(k, k), True)],
         whole=table.whole_rows(r),
+        interval_note=table.interval_note(r),
         latency_note=table.latency_note(r) if r.latency else "",
         errors=plots.layer_errors(r) if r.layers else "",
         errors_in_words=plots.errors_in_words(r) if r.layers else "",
         modes=sorted({x.mode for x in r.layers}),
-        layers=[_row(n, x, x in worst) for n, x in _numbered(r)],
-        pictures=pictures,
-        environment=_environment(r),
         batches=words.count(r.batches, "batch", "batches"),
         schema_version=SCHEMA_VERSION,
         data=r.to_dict(),
+        **content,
     )
+
+
+_CONTENTS = {
+    "whole": "The whole model",
+    "causes": "Causes and cures",
+    "front": "What is possible",
+    "errors": "Error by layer",
+    "layers": "Table of layers",
+    "each": "Each layer",
+    "left": "Left in float",
+    "environment": "Where it was measured",
+}
+"""Headings that the list of contents leads to: id → text."""
+_OF = {"errors": "layers", "each": "details"}  # heading → what must be there for it
+
+
+def _template(name: str) -> str:
+    return (files(__package__) / "templates" / name).read_text("utf-8")
 
 
 def _numbered(r: Report) -> list[tuple[int, LayerReport]]:

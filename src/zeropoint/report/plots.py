@@ -10,17 +10,19 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
 from . import words
-from .numbers import Histogram, LayerReport, Report
+from .numbers import LayerReport, Report
+
+if TYPE_CHECKING:
+    from ..search.numbers import Front, Point
 
 # Colours that nothing else uses, replaced by CSS variables of the page.
 _VARIABLES = {
@@ -140,76 +142,110 @@ def errors_in_words(r: Report) -> str:
     )
 
 
-def weights(x: LayerReport, number: int) -> str:
-    """Histogram of a layer's float weights above the grids they are rounded to."""
-    h = x.histogram
-    assert h is not None
+def front(f: Front) -> str:
+    """Drop of the metric against what a model costs: the front, single choices, the chosen one."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.7, 3.0), layout="constrained")
-        heights = (5, 0.55 * len(h.grids) + 0.2)
-        top, comb = figure.subplots(
-            2, 1, sharex=True, gridspec_kw={"height_ratios": heights, "hspace": 0.02}
+        figure = Figure(figsize=(9.6, 4.3), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid()
+        scale, unit = _unit_of(f)
+        xs = [_cost(f, p) / scale for p in f.points]
+        order = sorted(range(len(xs)), key=lambda i: xs[i])
+        axes.plot(
+            [xs[i] for i in order], [f.points[i].measured.value for i in order],
+            color=ONE, linewidth=1.2, alpha=0.55, zorder=2,
+        )  # fmt: skip
+        titles: dict[str, list[str]] = {}
+        chosen = f.chosen
+        series = (
+            ("front", "on the front", ONE, "o", ONE, [p for p in f.points if p is not chosen]),
+            ("uniform", "one choice for all layers", TWO, "s", PAPER, list(f.uniform)),
+            ("chosen", "chosen", INK, "*", INK, [] if chosen is None else [chosen]),
         )
-        top.grid(axis="y")
-        top.stairs(h.counts, h.edges, fill=True, facecolor=ONE, alpha=0.35)
-        top.stairs(h.counts, h.edges, edgecolor=ONE, linewidth=1.2, baseline=None)
-        top.set_yscale("symlog", linthresh=1)
-        top.set_ylim(0, 2 * max(h.counts))
-        top.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
-        top.minorticks_off()
-        top.set_ylabel("weights")
-        top.tick_params(axis="x", length=0)
-        _combs(comb, h)
-        comb.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-        comb.set_xlabel("value of the weight")
-        return _svg(figure, f"weights-{number}", f"Weights of {x.label}", weights_in_words(x), {})
+        for key, label, color, marker, fill, points in series:
+            if not points:
+                continue
+            x = [_cost(f, p) / scale for p in points]
+            y = [p.measured.value for p in points]
+            for a, p in zip(x, points, strict=True):
+                ends = (p.measured.low, p.measured.high)
+                if all(math.isfinite(e) for e in ends):
+                    axes.plot([a, a], ends, color=color, linewidth=1, alpha=0.6, zorder=2)
+            size = 130 if key == "chosen" else 34
+            axes.scatter(
+                x, y, s=size, marker=marker, facecolor=fill, edgecolor=color, linewidth=1.4,
+                label=label, gid=f"points-{key}", zorder=4 if key == "chosen" else 3,
+            )  # fmt: skip
+            titles[key] = [point_in_words(f, p) for p in points]
+            if key == "uniform":
+                for a, b, p in zip(x, y, points, strict=True):
+                    axes.annotate(
+                        choices(p), (a, b), xytext=(6, 5), textcoords="offset points",
+                        fontsize=9, color=SOFT, gid="note",
+                    )  # fmt: skip
+        axes.axhline(0, color=SOFT, linewidth=0.8)
+        if f.budget.max_drop is not None:
+            _limit(axes.axhline, axes, "largest drop allowed", (1, f.budget.max_drop), True)
+        bound = f.budget.max_bytes if f.cost == "bytes" else f.budget.max_latency
+        if bound is not None:
+            _limit(axes.axvline, axes, "largest allowed", (bound / scale, 1), False)
+        axes.set_xlabel(f"{'size' if f.cost == 'bytes' else 'time of a call'} in {unit}")
+        axes.set_ylabel(f"{f.metric} lost, on held-out data")
+        axes.margins(0.06, 0.12)
+        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.3, columnspacing=1.6)
+        return _svg(figure, "front", "The Pareto front", front_in_words(f), titles)
 
 
-def weights_in_words(x: LayerReport) -> str:
-    """What a histogram shows."""
-    h = x.histogram
-    assert h is not None
-    total, width = sum(h.counts), h.edges[-1] - h.edges[0]
-    # the shortest run of bins that holds 99 % of the weights
-    need, best, start, held = 0.99 * total, len(h.counts), 0, 0
-    for end, c in enumerate(h.counts):
-        held += c
-        while held - h.counts[start] >= need:
-            held -= h.counts[start]
-            start += 1
-        if held >= need:
-            best = min(best, end + 1 - start)
-    coarsest = h.grids[-1]
-    values = coarsest.qmax - coarsest.qmin + 1
-    middle = width * best / len(h.counts)
-    shared = min(values, math.ceil(middle / coarsest.scale))
-    steps = ", ".join(f"{words.number(g.scale)} ({g.label})" for g in h.grids)
-    return (
-        f"{total:,} weights from {words.number(h.edges[0])} to {words.number(h.edges[-1])}; 99 % "
-        f"of them lie within {100 * best / len(h.counts):.0f} % of that range and share {shared} "
-        f"of the {values} values of the coarsest grid. Step of the grid: {steps}."
-    )
+def front_in_words(f: Front) -> str:
+    """What the plot of the front shows, for those who do not see it."""
+    if not f.points:
+        return "There are no points on the front."
+    ends = [point_in_words(f, p) for p in (f.points[0], f.points[-1])]
+    text = f"{words.count(len(f.points), 'point', 'points')}, from {ends[0]} to {ends[-1]}."
+    if f.chosen is not None:
+        text += f" Chosen: {point_in_words(f, f.chosen)}."
+    return text + " Vertical lines are intervals. All values are in the table below."
 
 
-def _combs(axes: Axes, h: Histogram) -> None:
-    """A row of ticks for each grid: every integer's place on the axis of the weights."""
-    margin = 0.03 * (h.edges[-1] - h.edges[0])
-    low, high = h.edges[0] - margin, h.edges[-1] + margin
-    axes.set_xlim(low, high)
-    for row, g in enumerate(reversed(h.grids)):
-        steps = (g.scale * (q - g.zero_point) for q in range(g.qmin, g.qmax + 1))
-        xs = [x for x in steps if low <= x <= high]
-        vertices = [v for x in xs for v in ((x, row - 0.3), (x, row + 0.3))]
-        codes = [Outline.MOVETO, Outline.LINETO] * len(xs)
-        axes.add_patch(
-            mpl.patches.PathPatch(
-                Outline(vertices, codes), facecolor="none", edgecolor=TWO, linewidth=0.5
-            )
-        )
-    axes.set_ylim(-0.6, len(h.grids) - 0.4)
-    axes.set_yticks(range(len(h.grids)), [g.label.split(",")[0] for g in reversed(h.grids)])
-    axes.tick_params(axis="y", length=0, labelsize=9)
-    axes.spines["left"].set_visible(False)
+def point_in_words(f: Front, p: Point) -> str:
+    """``5.61 MB, 0.0021 lost (−0.001 … 0.005): 20 × int4, 4 × int8``."""
+    lost = f"{words.number(p.measured.value)} lost {words.interval(p.measured)}"
+    return f"{cost(f, p)}, {lost}: {choices(p)}"
+
+
+def choices(p: Point) -> str:
+    """How many layers got what."""
+    if len(p.layers) == 1:
+        return f"all {next(iter(p.layers))}"
+    return ", ".join(f"{n} × {label}" for label, n in p.layers.items() if n)
+
+
+def cost(f: Front, p: Point) -> str:
+    """Bytes or time of a point, in words."""
+    return words.size(p.bytes) if f.cost == "bytes" else words.seconds(_cost(f, p))
+
+
+def _cost(f: Front, p: Point) -> float:
+    if f.cost == "bytes":
+        return float(p.bytes)
+    return p.measured_seconds or p.seconds or math.nan
+
+
+def _unit_of(f: Front) -> tuple[float, str]:
+    most = max((_cost(f, p) for p in (*f.points, *f.uniform)), default=1.0)
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+    if f.cost == "seconds":
+        units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+    return next((u for u in units if most >= u[0]), units[-1])
+
+
+def _limit(line: Any, axes: Axes, text: str, at: tuple[float, float], across: bool) -> None:
+    line(at[1] if across else at[0], color=TWO, linestyle=(0, (5, 3)), linewidth=1.2, zorder=1)
+    along = ("axes fraction", "data") if across else ("data", "axes fraction")
+    axes.annotate(
+        text, at, xycoords=along, xytext=(-4, 4) if across else (4, -12),
+        textcoords="offset points", ha="right" if across else "left", fontsize=9, gid="note",
+    )  # fmt: skip
 
 
 def _name_worst(axes: Axes, r: Report, x: LayerReport, floor: float) -> None:

@@ -41,6 +41,10 @@ class View:
             yield _layers(r, options.max_width >= WIDE)
         if r.left:
             yield _left(r)
+        for beside in (r.diagnosis, r.front):
+            if beside is not None:
+                yield Text()
+                yield beside
         if r.environment is not None:
             e = r.environment
             yield Text(
@@ -122,19 +126,19 @@ def _whole(r: Report) -> Table:
 
 def _layers(r: Report, wide: bool) -> Table:
     worst = {x.name for x in r.worst(3)}
-    modes = {x.mode for x in r.layers}
-    title = "Layers, in model order" + (f", all {modes.pop()}" if len(modes) == 1 else "")
+    given = {x.recipe or x.mode for x in r.layers}
+    title = "Layers, in model order" + (f", all {given.pop()}" if len(given) == 1 else "")
     caption = (
         "alone: SQNR with the float model's input; running: with what the layers before lost. "
         "* worst alone."
     )
     if not wide:
         caption += " bytes, time: before / after."
-    table = Table(title=title, caption=caption, **_STYLE)
+    table = Table(title=escape(title), caption=caption, **_STYLE)
     table.add_column("#", justify="right")
     table.add_column("layer", overflow="fold", ratio=1 if not wide else None, min_width=16)
-    if modes:
-        table.add_column("mode")
+    if given:
+        table.add_column("given", overflow="fold")
     for name in ("alone", "running", "max error", "bytes", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for i, x in enumerate(r.layers, 1):
@@ -149,7 +153,7 @@ def _layers(r: Report, wide: bool) -> Table:
         table.add_row(
             str(i),
             escape(x.label),
-            *([x.mode] if modes else []),
+            *([escape(x.recipe or x.mode)] if given else []),
             *cells,
             style="bold" if mark == "*" else None,
         )
