@@ -8,6 +8,7 @@ from .affine import (
     quantize_per_tensor,
     quantize_to_spec,
 )
+from .diagnose import Diagnosis, diagnose
 from .explain import Explanation, explain
 from .formats.native import CheckpointError, load, quantize_file, save
 from .formats.native import inspect as inspect_checkpoint
@@ -52,6 +53,7 @@ __all__ = [
     "WEIGHT_INT4",
     "WEIGHT_INT8",
     "CheckpointError",
+    "Diagnosis",
     "EntropyObserver",
     "Explanation",
     "LayerRecipe",
@@ -78,6 +80,7 @@ __all__ = [
     "available_isas",
     "choose_qparams",
     "compare",
+    "diagnose",
     "explain",
     "force_isa",
     "functional",

@@ -3,6 +3,8 @@
 Numbers first (``numbers``); everything else takes them or shows them.
 """
 
+from .as_json import schema
+from .measure import BUDGET, diagnose
 from .numbers import (
     SCHEMA_VERSION,
     Cause,
@@ -14,10 +16,10 @@ from .numbers import (
     OutlierChannel,
     Saturation,
     Trial,
-    schema,
 )
 
 __all__ = [
+    "BUDGET",
     "SCHEMA_VERSION",
     "Cause",
     "Damage",
@@ -28,5 +30,6 @@ __all__ = [
     "OutlierChannel",
     "Saturation",
     "Trial",
+    "diagnose",
     "schema",
 ]
