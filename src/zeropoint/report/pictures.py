@@ -14,7 +14,7 @@ from . import words
 from .numbers import Grid, Histogram, Integers
 
 WIDTH, HEIGHT = 640, 100
-"""Of a picture, in units of its own; the page stretches it."""
+"""Of a picture of reals, in units of its own; the page stretches it."""
 
 _DENSE = 2.5
 """Reals of a grid closer than this many units are drawn as one bar."""
@@ -40,6 +40,7 @@ class Picture:
 
     Args:
         path: outline of the bars, for the ``d`` of an SVG path.
+        width: of the picture, in the path's units; :data:`HEIGHT` is its height.
         low, high: what stands at the ends of the axis.
         zero: where real zero lies, in per cent of the width; ``None`` outside or unknown.
         combs: the grids below.
@@ -47,6 +48,7 @@ class Picture:
     """
 
     path: str
+    width: int
     low: str
     high: str
     zero: float | None
@@ -63,10 +65,11 @@ def reals(h: Histogram, what: str) -> Picture:
     def place(x: float) -> float:
         return (x - low) / (high - low) * WIDTH
 
-    path = _outline([place(e) for e in h.edges], h.counts)
+    path = _outline([round(place(e)) for e in h.edges], h.counts)
     combs = tuple(_comb(g, low, high, place) for g in h.grids)
     return Picture(
         path,
+        WIDTH,
         words.number(h.edges[0]),
         words.number(h.edges[-1]),
         _percent(0.0, low, high),
@@ -108,10 +111,10 @@ def narrowest(h: Histogram) -> float:
 def integers(x: Integers, zero_point: int | None = None) -> Picture:
     """Which integers the values became; ``zero_point`` where all of them share one."""
     n = len(x.counts)
-    path = _outline([WIDTH * i / n for i in range(n + 1)], x.counts)
+    path = _outline(list(range(n + 1)), x.counts)
     low, high = x.qmin, x.qmin + n - 1
     zero = None if zero_point is None else 100 * (zero_point - low + 0.5) / n
-    return Picture(path, words.number(low), words.number(high), zero, (), integers_in_words(x))
+    return Picture(path, n, words.number(low), words.number(high), zero, (), integers_in_words(x))
 
 
 def integers_in_words(x: Integers) -> str:
@@ -126,17 +129,19 @@ def _percent(x: float, low: float, high: float) -> float | None:
     return round(100 * (x - low) / (high - low), 2) if low <= x <= high else None
 
 
-def _outline(edges: list[float], counts: tuple[int, ...]) -> str:
-    """Bars between ``edges`` as one closed path; equal neighbours are one bar."""
+def _outline(edges: list[int], counts: tuple[int, ...]) -> str:
+    """Bars between ``edges`` as one closed path in relative steps; equal neighbours are one bar."""
     most = math.log1p(max(counts)) or 1.0
-    parts, height = [f"M{_short(edges[0])} {HEIGHT}"], 0
-    for i, count in enumerate(counts):
+    parts, height, start = [f"M{edges[0]} {HEIGHT}"], 0, edges[0]
+    for left, count in zip(edges, counts, strict=False):
         # what is there at all is at least a line
         tall = max(2, round((HEIGHT - 4) * math.log1p(count) / most)) if count else 0
         if tall != height:
-            parts.append(f"H{_short(edges[i])}V{HEIGHT - tall}")
-            height = tall
-    return "".join(parts) + f"H{_short(edges[-1])}V{HEIGHT}Z"
+            parts.append(
+                f"h{left - start}v{height - tall}" if left > start else f"v{height - tall}"
+            )
+            height, start = tall, left
+    return "".join(parts) + f"h{edges[-1] - start}V{HEIGHT}z"
 
 
 def _comb(g: Grid, low: float, high: float, place: object) -> Comb:
@@ -151,7 +156,3 @@ def _comb(g: Grid, low: float, high: float, place: object) -> Comb:
     return Comb(
         label, round(start, 2), round(end, 2), None if step < _DENSE else round(step, 3), text
     )
-
-
-def _short(x: float) -> str:
-    return f"{x:.1f}".removesuffix(".0")
