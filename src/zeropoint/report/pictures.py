@@ -122,7 +122,10 @@ def integers_in_words(x: Integers) -> str:
     total = sum(x.counts)
     ends = (x.counts[0] + x.counts[-1]) / total if total else 0.0
     share = "none" if ends == 0 else f"{100 * ends:.2g} %"
-    return f"{x.used} of the {len(x.counts)} integers are in use; {share} of the values at an end."
+    return (
+        f"{x.used} of the {len(x.counts)} integers are in use; {share} of the {total:,} values "
+        "lie at the ends."
+    )
 
 
 def _percent(x: float, low: float, high: float) -> float | None:

@@ -307,7 +307,8 @@ def _svg(
         "class": "plot",
         "viewBox": root.attrib["viewBox"],
         "role": "img",
-        "aria-labelledby": f"{key}-title {key}-desc",
+        "aria-labelledby": f"{key}-title",
+        "aria-describedby": f"{key}-desc",
     }
     return ET.tostring(root, encoding="unicode", short_empty_elements=False)
 
