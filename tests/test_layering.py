@@ -22,9 +22,10 @@ LAYERS = (
     ("formats", "integrations", "bench", "doctor", "sources"),
     ("quantize", "prepack_model"),
     ("plan",),
+    ("methods",),
     ("recipes", "replace", "walk"),
-    ("packed_linear",),
-    ("algorithms", "calibrate", "modules", "ops"),
+    ("algorithms", "packed_linear"),
+    ("calibrate", "compat", "modules", "ops"),
     ("observers", "functional", "limits", "packings"),
     ("compute", "recording"),
     ("checks", "running"),
@@ -32,13 +33,18 @@ LAYERS = (
     ("affine",),
     ("tensor",),
     ("layout", "indexing"),
-    ("spec", "codec", "interleave", "atomic", "statistics", "splits"),
+    ("spec", "codec", "input_transform", "interleave", "atomic", "statistics", "splits"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Folders of alternatives, with the files that these share. Other folders are one module in parts.
 SHARED = {
-    "algorithms": (),
-    "formats": ("container", "header", "loading", "slots", "streaming", "writer"),
+    "algorithms": ("grid", "inputs"),
+    "formats": (
+        *("container", "header", "loading", "slots", "streaming", "values", "writer"),
+        # torch_ao's
+        *("inert_pickle", "rescue_report", "torch_archive", "torch_modules"),
+        *("torch_parity", "torch_state"),
+    ),
     "integrations": (),
 }
 # Not layers: the public names, and the compiled core, which kernels alone may load.

@@ -254,14 +254,14 @@ def choose_qparams(lo: Tensor, hi: Tensor, spec: QuantSpec) -> tuple[Tensor, Ten
     steps = torch.full_like(hi, spec.qmax - spec.qmin)
     if spec.symmetric:
         scale = (torch.maximum(-lo, hi) / (steps // 2)).clamp(min=SMALLEST_SCALE)
-        scale = _rounded(scale, spec.scale_dtype)
+        scale = rounded_scale(scale, spec.scale_dtype)
         return scale, torch.full_like(scale, spec.zero_point_if_symmetric, dtype=torch.int32)
-    scale = _rounded((hi / steps - lo / steps).clamp(min=SMALLEST_SCALE), spec.scale_dtype)
+    scale = rounded_scale((hi / steps - lo / steps).clamp(min=SMALLEST_SCALE), spec.scale_dtype)
     zero_point = torch.round(-lo * (1.0 / scale.to(torch.float32))) + spec.qmin
     return scale, zero_point.clamp(spec.qmin, spec.qmax).to(torch.int32)
 
 
-def _rounded(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale in a narrower type, not zero and not infinite."""
     if dtype == torch.float32:
         return scale

@@ -12,6 +12,7 @@ from torch.compiler import is_dynamo_compiling
 from . import functional
 from .affine import quantize_to_spec
 from .codec import packed_size
+from .input_transform import check_rotation, transform_input, walsh_hadamard
 from .layout import Layout
 from .packings import forget, shared_qtensor, version
 from .recording import recorded
@@ -119,6 +120,10 @@ class QuantizedLinear(nn.Module):
     at the first call, dropped when a buffer changes, and never saved. Scales and bias stay float32
     through ``.to(dtype)``, ``.half()`` and the like.
 
+    A layer may change its input first (:mod:`zeropoint.input_transform`): ``input_factor``, float32
+    ``(in,)`` or ``None``, multiplies it, and where ``rotation`` is above 1, each run of so many
+    entries is Walsh–Hadamard transformed. The weight is that of the changed input.
+
     Args:
         in_features, out_features: as :class:`Linear`.
         bias: whether there is a bias.
@@ -128,26 +133,30 @@ class QuantizedLinear(nn.Module):
         bits: width of the weight's integers, 2 to 8.
         group_size: inputs that share a scale; ``None`` means one scale an output channel.
         scale_dtype: of the scales of groups: float32, bfloat16 or float16.
+        input_factor: whether there is one, ones at first.
+        rotation: size of the Walsh–Hadamard transform, a power of two that divides
+            ``in_features``; above 1 it needs ``input_factor``.
 
     The integers start as zeros; :meth:`from_linear` or ``load_state_dict`` fills them.
 
     Raises:
         TypeError: ``bits``, ``group_size`` or ``scale_dtype`` of the wrong type.
         ValueError: an unknown mode, ``quantized_output`` outside static mode, a width, size or
-            type of scales that is not supported.
+            type of scales that is not supported, a rotation that does not fit.
 
     >>> layer = QuantizedLinear.from_linear(Linear(16, 4))
     >>> layer
     QuantizedLinear(in_features=16, out_features=4, bias=True, mode='dynamic', bits=8)
     """
 
-    __constants__ = ["bits", "group_size", "in_features", "mode", "out_features"]
+    __constants__ = ["bits", "group_size", "in_features", "mode", "out_features", "rotation"]
     weight: Tensor
     scale: Tensor
     zero_point: Tensor
     bias: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
+    input_factor: Tensor | None
     output_scale: Tensor | None
     output_zero_point: Tensor | None
 
@@ -163,15 +172,20 @@ class QuantizedLinear(nn.Module):
         bits: int = 8,
         group_size: int | None = None,
         scale_dtype: torch.dtype = torch.float32,
+        input_factor: bool = False,
+        rotation: int = 1,
     ) -> None:
         super().__init__()
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
         if quantized_output and mode != "static":
             raise ValueError(f"quantized_output needs mode 'static', got mode {mode!r}")
+        check_rotation("rotation", rotation, in_features)
+        if rotation > 1 and not input_factor:
+            raise ValueError(f"rotation needs input_factor, got rotation {rotation} without one")
         self.in_features = in_features
         self.out_features = out_features
-        self.mode = mode
+        self.mode, self.rotation = mode, rotation
         # Checked by the spec that they make; an 8-bit layer holds signed integers, others unsigned.
         granularity = PerChannel(0) if group_size is None else PerGroup(group_size)
         spec = QuantSpec(bits, bits == 8, False, granularity, scale_dtype)
@@ -198,6 +212,9 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("output_scale", torch.ones((), **f32) if quantized_output else None)
         self.register_buffer(
             "output_zero_point", torch.zeros((), **i32) if quantized_output else None
+        )
+        self.register_buffer(
+            "input_factor", torch.ones(in_features, **f32) if input_factor else None
         )
         self._cache: tuple[Any, ...] | None = None
 
@@ -237,6 +254,9 @@ class QuantizedLinear(nn.Module):
         mode: Mode = "dynamic",
         input_qparams: tuple[float | Tensor, int | Tensor] | None = None,
         output_qparams: tuple[float | Tensor, int | Tensor] | None = None,
+        *,
+        input_factor: Tensor | None = None,
+        rotation: int = 1,
     ) -> QuantizedLinear:
         """A layer around weights that are quantized already.
 
@@ -245,6 +265,8 @@ class QuantizedLinear(nn.Module):
                 axis 0. uint8 is stored as int8 with both integers and zero points lowered by 128;
                 below 8 bits signed integers are stored as unsigned, both raised.
             bias, mode, input_qparams, output_qparams: as :meth:`from_linear`.
+            input_factor: float32 ``(in_features,)``, finite; rotation: see the class. ``weight`` is
+                that of the changed input, and so are ``input_qparams``.
 
         Raises:
             ValueError: as :meth:`from_linear`, or a shape or axis that does not fit.
@@ -273,7 +295,16 @@ class QuantizedLinear(nn.Module):
             bits=weight.bits,
             group_size=weight.group_size,
             scale_dtype=weight.scale.dtype,
+            input_factor=input_factor is not None,
+            rotation=rotation,
         )
+        if layer.input_factor is not None and input_factor is not None:
+            if tuple(input_factor.shape) != (in_features,) or not input_factor.isfinite().all():
+                raise ValueError(
+                    f"input_factor must be finite, of shape ({in_features},), got "
+                    f"{input_factor.dtype} of shape {tuple(input_factor.shape)}"
+                )
+            layer.input_factor.copy_(input_factor.detach())
         integers, zero_point = weight._int_repr, weight.zero_point.to(torch.int32)
         if weight.bits < 8:  # packed codes, which are unsigned whatever the integers are
             zero_point = zero_point - integer_range(weight.bits, weight.dtype == torch.int8)[0]
@@ -311,6 +342,8 @@ class QuantizedLinear(nn.Module):
             if recorded(input):
                 return self._recorded(input)
             cache = self._rebuild()
+        if buffers["input_factor"] is not None:
+            input = self._changed(input)
         weight, bias = cache[0], buffers["bias"]
         if mode == "dynamic":
             return functional.linear_dynamic(input, weight, bias)  # type: ignore[arg-type]
@@ -326,6 +359,8 @@ class QuantizedLinear(nn.Module):
 
     def _recorded(self, input: Tensor | QTensor) -> Tensor | QTensor:
         """As :meth:`forward`, where torch compiles or exports: one operator on plain tensors."""
+        if self.input_factor is not None:
+            input = self._changed(input)
         axis = 0 if self.group_size is None else None
         weight = QTensor._of(self.weight, self.scale, self.zero_point, axis, self._layout)
         if self.mode == "dynamic":
@@ -342,8 +377,17 @@ class QuantizedLinear(nn.Module):
             input, weight, self.bias, self.input_scale, self.input_zero_point
         )
 
+    def _changed(self, input: Tensor | QTensor) -> Tensor:
+        if not isinstance(input, Tensor) or input.is_quantized:
+            raise TypeError(
+                "input must be a float tensor for a layer with an input_factor, got "
+                f"{type(input).__name__}"
+            )
+        return transform_input(input, self.input_factor, self.rotation)  # type: ignore[arg-type]
+
     def weight_qtensor(self) -> QTensor:
-        """The weight as a :class:`QTensor` that shares this layer's buffers."""
+        """The weight as a :class:`QTensor` that shares this layer's buffers. Where there is an
+        ``input_factor``, it is that of the changed input."""
         cache = self._cache
         if cache is None or not _fresh(cache, self._buffers):
             cache = self._rebuild()
@@ -361,7 +405,10 @@ class QuantizedLinear(nn.Module):
             dtype=torch.float32,
         )
         with torch.no_grad():
-            linear.weight.copy_(self.weight_qtensor().dequantize())
+            weight = self.weight_qtensor().dequantize()
+            if self.input_factor is not None:
+                weight = walsh_hadamard(weight, self.rotation) * self.input_factor
+            linear.weight.copy_(weight)
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
         return linear.train(self.training)
@@ -370,7 +417,15 @@ class QuantizedLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, mode={self.mode!r}, bits={self.bits}"
-        ) + ("" if self.group_size is None else f", group_size={self.group_size}")
+        ) + "".join(
+            f", {name}={value}"
+            for name, value, usual in (
+                ("group_size", self.group_size, None),
+                ("input_factor", self.input_factor is not None, False),
+                ("rotation", self.rotation, 1),
+            )
+            if value != usual
+        )
 
     def _rebuild(self) -> tuple[Any, ...]:
         b = self._buffers

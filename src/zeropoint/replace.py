@@ -100,7 +100,8 @@ def _switch_off_fused_paths(model: nn.Module) -> None:
 
 
 def tie_weights(layer: QuantizedLinear, to: QuantizedLinear) -> None:
-    """Let ``layer`` use the integers, scales and zero points of ``to``, and so one packing.
+    """Let ``layer`` use the integers, scales and zero points of ``to``, and so one packing; and its
+    input factor and rotation, which its integers are made for.
 
     Raises:
         ValueError: the layers' weights differ in size, width or groups.
@@ -108,6 +109,7 @@ def tie_weights(layer: QuantizedLinear, to: QuantizedLinear) -> None:
     if layer.weight.shape != to.weight.shape or layer._layout != to._layout:
         raise ValueError(f"layer must have a weight {_describe(to)}, got one {_describe(layer)}")
     layer.weight, layer.scale, layer.zero_point = to.weight, to.scale, to.zero_point
+    layer.input_factor, layer.rotation = to.input_factor, to.rotation
 
 
 def _describe(layer: QuantizedLinear) -> str:

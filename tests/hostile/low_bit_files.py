@@ -42,6 +42,13 @@ def header_files(good: bytes) -> Iterator[tuple[str, bytes, str]]:
         head["__metadata__"]["layers"] = json.dumps(layers)
         return join(sign(head), data)
 
+    def with_input(changed: Any) -> bytes:
+        head, data = split(good)
+        layers = json.loads(head["__metadata__"]["layers"])
+        layers["four"]["input"] = changed
+        head["__metadata__"]["layers"] = json.dumps(layers)
+        return join(sign(head), data)
+
     where = "layer 'four': "
     yield "weight_text", whole("int4"), where + ".*weight must be a JSON object"
     yield "weight_null", whole(None), where + ".*weight must be a JSON object"
@@ -63,6 +70,21 @@ def header_files(good: bytes) -> Iterator[tuple[str, bytes, str]]:
     yield "group_gone", layer(group_size="gone"), where + ".*group_size must be an integer"
     for dtype in ("float64", "F32", None, ["float32"], {}):
         yield f"scales_{str(dtype)[:7]}", layer(scale_dtype=dtype), where + ".*scale_dtype must be"
+    for name, changed in (
+        ("text", "factor"),
+        ("null", None),
+        ("empty", {}),
+        ("false", {"factor": False, "rotation": 1}),
+        ("more", {"factor": True, "rotation": 1, "seed": 0}),
+        ("rotation_true", {"factor": True, "rotation": True}),
+        ("rotation_0", {"factor": True, "rotation": 0}),
+        ("rotation_2", {"factor": True, "rotation": 2}),
+        ("rotation_text", {"factor": True, "rotation": "1"}),
+        ("rotation_gone", {"factor": True}),
+    ):
+        yield f"input_{name}", with_input(changed), where + ".*(input must be|rotation must be)"
+    missing = "tensor 'four.input_factor': missing"
+    yield "input_without_factor", with_input({"factor": True, "rotation": 1}), where + missing
     # What the table says and what the file holds.
     scale = where + r"tensor 'four.scale': expected "
     yield "group_3", layer(group_size=3), scale + r"F32 \[3, 2\].*holds F32 \[3, 3\]"

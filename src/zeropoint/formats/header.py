@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import Tensor
-
-from ..codec import packed_size, padding_is_zero
+from ..codec import packed_size
+from ..input_transform import check_rotation
 from ..modules import Mode, QuantizedLinear
-from ..spec import SCALE_DTYPES, PerGroup, integer_range
+from ..spec import SCALE_DTYPES, PerGroup
 from .container import CheckpointError, Reader, TensorInfo, dtype_name, parse_json
 
 FORMAT = "zeropoint"
@@ -52,6 +51,8 @@ class LayerInfo:
         bits: width of its weight, 2 to 8.
         group_size: inputs that share a scale; ``None`` means one scale an output channel.
         scale_dtype: of the scales of groups: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        rotation: 0: it takes its input as it is; 1: it multiplies it by an input factor; above: it
+            also rotates runs of so many entries.
     """
 
     mode: Mode
@@ -62,6 +63,7 @@ class LayerInfo:
     bits: int = 8
     group_size: int | None = None
     scale_dtype: str = "float32"
+    rotation: int = 0
 
     @classmethod
     def of(cls, layer: QuantizedLinear) -> LayerInfo:
@@ -75,6 +77,7 @@ class LayerInfo:
             layer.bits,
             layer.group_size,
             str(layer.scale_dtype).removeprefix("torch."),
+            0 if layer.input_factor is None else layer.rotation,
         )
 
     def build(self, device: Any) -> QuantizedLinear:
@@ -89,6 +92,8 @@ class LayerInfo:
             bits=self.bits,
             group_size=self.group_size,
             scale_dtype=_SCALE_DTYPES[self.scale_dtype],
+            input_factor=self.rotation > 0,
+            rotation=max(1, self.rotation),
         )
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -112,11 +117,14 @@ class LayerInfo:
         for side in sides + ["output"] * self.quantized_output:
             result[f"{side}_scale"] = ("F32", ())
             result[f"{side}_zero_point"] = ("I32", ())
+        if self.rotation:
+            result["input_factor"] = ("F32", (self.in_features,))
         return result
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as JSON holds it."""
-        return {
+        changed = {"input": {"factor": True, "rotation": self.rotation}} if self.rotation else {}
+        return changed | {
             "mode": self.mode,
             "in_features": self.in_features,
             "out_features": self.out_features,
@@ -141,7 +149,7 @@ class LayerInfo:
             return CheckpointError(path, f"in the layer table, {reason}", layer)
 
         expected = {"mode", "in_features", "out_features", "bias", "quantized_output", "weight"}
-        if not isinstance(entry, dict) or set(entry) != expected:
+        if not isinstance(entry, dict) or set(entry) - {"input"} != expected:
             raise fail(f"the entry must have exactly the keys {', '.join(sorted(expected))}")
         if entry["mode"] not in get_args(Mode):
             raise fail(f"mode must be one of {get_args(Mode)}, got {str(entry['mode'])[:40]!r}")
@@ -153,11 +161,14 @@ class LayerInfo:
                 raise fail(f"{key} must be true or false, got {str(entry[key])[:40]!r}")
         if entry["quantized_output"] and entry["mode"] != "static":
             raise fail(f"quantized_output needs mode 'static', got {entry['mode']!r}")
+        rotation = 0
+        if "input" in entry:
+            rotation = _rotation(entry.pop("input"), entry["in_features"], version, fail)
         weight = entry.pop("weight")
         # Compared as JSON, where true is not 1.
         if version == "1" and canonical(weight) != canonical(_WEIGHT_1):
             raise fail(f"weight must be {json.dumps(_WEIGHT_1)} in version 1")
-        info = cls(**entry, **_weight_fields(weight, fail))
+        info = cls(**entry, **_weight_fields(weight, fail), rotation=rotation)
         if canonical(weight) != canonical(info.weight()):
             raise fail(f"weight must be {json.dumps(info.weight())}, got {canonical(weight)[:200]}")
         return info
@@ -185,6 +196,18 @@ def _weight_fields(weight: Any, fail: Any) -> dict[str, Any]:
             f"scale_dtype must be one of {', '.join(_SCALE_DTYPES)}, got {str(scale_dtype)[:40]!r}"
         )
     return {"bits": bits, "group_size": size, "scale_dtype": scale_dtype}
+
+
+def _rotation(changed: Any, in_features: int, version: str, fail: Any) -> int:
+    """What an entry says that the layer does to its input."""
+    rotation = changed.get("rotation") if isinstance(changed, dict) else None
+    if version == "1" or canonical(changed) != canonical({"factor": True, "rotation": rotation}):
+        raise fail('input must be {"factor": true, "rotation": n}, from version 2 on')
+    try:
+        check_rotation("rotation", rotation, in_features)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise fail(str(error)[:200]) from None
+    return rotation  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -240,7 +263,7 @@ def encode(
     sha256: Mapping[str, str],
 ) -> dict[str, str]:
     """``__metadata__`` of a checkpoint."""
-    first = all(info.weight() == _WEIGHT_1 for info in layers.values())
+    first = all(i.weight() == _WEIGHT_1 and not i.rotation for i in layers.values())
     result = {
         "format": FORMAT,
         "version": "1" if first else "2",
@@ -345,37 +368,3 @@ def _check(path: Path, header: Header) -> None:
                     layer,
                     name,
                 )
-
-
-def check_values(
-    path: str | os.PathLike[str], layer: str, info: LayerInfo, key: str, tensor: Tensor
-) -> None:
-    """Refuse values of a quantized layer that no arithmetic can use, or that mean nothing.
-
-    Raises:
-        CheckpointError: a scale that is not positive and finite, a zero point out of the range of
-            its integers (the weight's; uint8 for activations), bits set after the last code of a
-            packed row.
-    """
-    if key == "weight" and info.bits < 8:
-        if not padding_is_zero(tensor, info.bits, info.in_features):
-            raise CheckpointError(
-                path, "the bits after a row's last code must be zero", layer, qualified(layer, key)
-            )
-        return
-    if key.endswith("scale"):
-        bad = ~((tensor > 0) & tensor.isfinite())
-        expected = "positive and finite"
-    elif key.endswith("zero_point"):
-        low, high = integer_range(info.bits, info.bits == 8) if key == "zero_point" else (0, 255)
-        bad = (tensor < low) | (tensor > high)
-        expected = f"within [{low}, {high}]"
-    else:
-        return
-    if bool(bad.any()):
-        raise CheckpointError(
-            path,
-            f"must be {expected}, got {tensor[bad].flatten()[0].item()}",
-            layer,
-            qualified(layer, key),
-        )

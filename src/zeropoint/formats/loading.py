@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize
 from ..modules import Linear, QuantizedLinear
 from ..quantize import replace_modules
 from .container import CheckpointError, Reader, dtype_name, progress_bar
-from .header import Header, LayerInfo, check_values, qualified
+from .header import Header, LayerInfo, qualified
 from .slots import Slot, same_memory, slots_of, why_not_plain
+from .values import check_values
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..modules import QuantizedLinear
 from . import header as _header
 from .container import CheckpointError, TensorInfo, dtype_name, open_reader, progress_bar
-from .header import Header, LayerInfo, check_values, qualified
+from .header import Header, LayerInfo, qualified
 from .loading import load_into
 from .slots import same_memory, slots_of, why_not_plain
 from .streaming import quantize_file
+from .values import check_values
 from .writer import open_writer
 
 __all__ = [

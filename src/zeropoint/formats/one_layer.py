@@ -7,7 +7,8 @@ import os
 from ..modules import QuantizedLinear
 from . import header as _header
 from .container import CheckpointError, open_reader
-from .header import check_values, qualified
+from .header import qualified
+from .values import check_values
 
 
 def load_layer(path: str | os.PathLike[str], name: str) -> QuantizedLinear:
