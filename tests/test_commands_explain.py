@@ -44,6 +44,10 @@ def test_layer_of_a_model_and_of_its_checkpoint() -> None:
     assert {v["error"] for v in b["values"]} == {None}
     ok("explain", "--model", "zp_nets:small", "--layer", "2", "--per-tensor", "--json", "c.json")
     assert json.loads(Path("c.json").read_text("utf-8"))["grids"] == 1
+    groups = ("--bits", 4, "--group-size", 8, "--group", 1)
+    ok("explain", "--model", "zp_nets:small", "--layer", "2", *groups, "--json", "d.json")
+    d = json.loads(Path("d.json").read_text("utf-8"))
+    assert (d["grids"], d["grid"]["qmax"], d["grid"]["label"][-7:]) == (8, 15, "group 1")
     assert "'2'" in fails("explain", "--model", "q.safetensors", "--layer", "1")
     assert "0, 2" in fails("explain", "--model", "zp_nets:small", "--layer", "1")
 
@@ -69,6 +73,7 @@ def test_damaged_layer_is_refused() -> None:
         ["1", "--model", "zp_nets:small", "--layer", "0"],
         ["--model", "zp_nets:small"],
         ["1", "--layer", "0"],
+        ["1", "--per-tensor", "--group-size", "2"],
         ["--bits", "8"],
     ],
 )

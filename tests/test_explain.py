@@ -15,6 +15,7 @@ import zeropoint
 from zeropoint import Linear, PerChannel, QuantizedLinear, QuantSpec, explain
 from zeropoint.explain import SHOWN, Grid
 from zeropoint.explain.text import number_line, plain_text
+from zeropoint.spec import int4
 
 finite = st.floats(-1e6, 1e6, width=32)
 
@@ -79,6 +80,42 @@ def test_integers_are_those_of_quantizing(signed: bool, symmetric: bool) -> None
     assert e.totals.largest_error == pytest.approx(float(error.max()), rel=1e-6)
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_width(bits: int) -> None:
+    x = torch.linspace(0, 1, 1201)
+    e = explain(x, QuantSpec(bits=bits, signed=False, symmetric=False))
+    assert e.grid.levels == e.totals.integers_used == 2**bits
+    assert 0.8 * e.grid.scale / 2 < e.totals.largest_error <= 1.001 * e.grid.scale / 2
+    given = explain(x, e.spec, scale=e.grid.scale, zero_point=e.grid.zero_point)
+    assert torch.equal(given.integers, e.integers)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups(symmetric: bool) -> None:
+    spec = int4(group=8, symmetric=symmetric)
+    layer = Linear(20, 3)
+    with torch.no_grad():
+        layer.weight[1, 17] = 4.0
+    q = zeropoint.quantize_to_spec(layer.weight, spec)
+    e = explain(layer, spec)
+    assert e.grid.label == "channel 1, group 2"  # the coarsest
+    assert e.grids == 9
+    assert torch.equal(e.integers, q.int_repr()[1, 16:20].int())
+    assert torch.equal(e.dequantized, q.dequantize()[1, 16:20])
+    assert [v.index for v in e.values] == [(1, k) for k in range(16, 20)]
+    e = explain(layer, spec, channel=2, group=0)
+    assert (e.grid.label, e.grid.scale) == ("channel 2, group 0", float(q.scale[2, 0]))
+    assert torch.equal(e.integers, q.int_repr()[2, :8].int())
+    assert explain(layer, spec, channel=0).grid.scale == float(q.scale[0].max())
+    twin = explain(QuantizedLinear.from_linear(layer, weight_spec=spec), channel=2, group=0)
+    assert torch.equal(twin.dequantized, e.dequantized)
+    error = (q.dequantize().double() - layer.weight.detach().double()).abs()
+    assert e.totals.largest_error == float(error.max())
+    one = explain([1.0, 2.0, 30.0], int4(group=2), scale=1.0, zero_point=0, group=1)
+    assert one.integers.tolist() == [15]
+    assert one.totals.clipped == 1
+
+
 def test_scale_given_per_channel() -> None:
     spec = QuantSpec(granularity=PerChannel(1))
     x = torch.tensor([[1.0, 1.0], [2.0, -4.0]])
@@ -129,9 +166,13 @@ def test_layer_and_its_quantized_twin() -> None:
         ([1.0], {"zero_point": 3}, "zero_point must be given with scale"),
         ([1.0], {"scale": 0.0}, "scale must be positive"),
         ([1.0], {"scale": 1.0, "zero_point": 256}, "zero_point must be within"),
-        ([1.0], {"channel": 0}, "one scale"),
+        ([1.0], {"channel": 0}, "without channels"),
+        ([1.0], {"group": 0}, "without groups"),
+        (Linear(2, 3), {"channel": -1}, "from 0 to 2"),
+        (Linear(5, 3), {"spec": int4(group=2), "group": 3}, "from 0 to 2"),
+        (1.0, {"spec": int4(group=2), "scale": 1.0}, "dimension"),
         ([1.0], {"spec": QuantSpec(granularity=PerChannel(1))}, "axis 1"),
-        (Linear(2, 3), {"channel": 3}, "below 3"),
+        (Linear(2, 3), {"channel": 3}, "from 0 to 2"),
     ],
 )
 def test_what_does_not_fit(values: object, extra: dict, message: str) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from torch import nn
 
-from ..explain import Explanation
 from ..explain import explain as explain_values
 from ..formats.one_layer import load_layer
 from ..modules import QuantizedLinear
 from ..sources import is_tensor_file
-from ..spec import PerChannel, PerTensor, QuantSpec
+from ..spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 from .loading import load
 from .printing import check_writable, console
 
@@ -32,7 +31,8 @@ def explain(
     signed: Annotated[
         bool | None,
         typer.Option(
-            "--signed/--unsigned", help="By default values are unsigned, a layer's weights signed."
+            "--signed/--unsigned",
+            help="By default values and groups are unsigned, a layer's channels signed.",
         ),
     ] = None,
     symmetric: Annotated[
@@ -53,6 +53,13 @@ def explain(
     channel: Annotated[
         int | None,
         typer.Option(metavar="N", help="Which output channel; by default the coarsest."),
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(metavar="N", help="Which group; by default the coarsest.")
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", help="One scale for each run of so many values or inputs."),
     ] = None,
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One scale for all weights of the layer.")
@@ -76,19 +83,25 @@ def explain(
         raise typer.BadParameter("give either numbers or --model MODEL")
     if (model is None) != (layer is None):
         raise typer.BadParameter("--model and --layer go together")
+    if per_tensor and group_size is not None:
+        raise typer.BadParameter("give --per-tensor or --group-size, not both")
+    subject: Any = [_number(v) for v in values or []]
+    granularity: Granularity = PerTensor() if group_size is None else PerGroup(group_size)
+    name = ""
     if model is not None and layer is not None:
-        made = _of_layer(
-            model, layer, bits, signed, symmetric, per_tensor, scale, zero_point, channel
-        )
+        subject, name = _layer(model, layer), layer
+        if group_size is None and not per_tensor:
+            granularity = PerChannel(0)
+        signed = signed if signed is not None else group_size is None
+    signed = bool(signed)
+    spec = QuantSpec(bits, signed, signed if symmetric is None else symmetric, granularity)
+    if isinstance(subject, QuantizedLinear):
+        made = explain_values(subject, channel=channel, group=group, name=name)
     else:
-        spec = _spec(bits, signed or False, symmetric, False)
         made = explain_values(
-            [_number(v) for v in values or []],
-            spec,
-            scale=scale,
-            zero_point=zero_point,
-            channel=channel,
-        )
+            subject, spec, scale=scale, zero_point=zero_point, channel=channel, group=group,
+            name=name,
+        )  # fmt: skip
     console(markup=True).print(made)
     if plot is not None:
         made.to_plot(plot)
@@ -96,41 +109,17 @@ def explain(
         made.to_json(json_file)
 
 
-def _of_layer(
-    model: str,
-    name: str,
-    bits: int,
-    signed: bool | None,
-    symmetric: bool | None,
-    per_tensor: bool,
-    scale: float | None,
-    zero_point: int | None,
-    channel: int | None,
-) -> Explanation:
+def _layer(model: str, name: str) -> nn.Linear | QuantizedLinear:
     if is_tensor_file(model):
-        return explain_values(load_layer(model, name), channel=channel, name=name)
+        return load_layer(model, name)
     modules = dict(load(model).model.named_modules())
     known = [n for n, m in modules.items() if isinstance(m, nn.Linear | QuantizedLinear)]
     if name not in known:
         shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
         raise ValueError(f"--layer must name a Linear layer, got {name!r}; there are {shown}")
     found = modules[name]
-    if isinstance(found, QuantizedLinear):
-        return explain_values(found, channel=channel, name=name)
-    spec = _spec(bits, signed is None or signed, symmetric, not per_tensor)
-    assert isinstance(found, nn.Linear)
-    return explain_values(
-        found, spec, scale=scale, zero_point=zero_point, channel=channel, name=name
-    )
-
-
-def _spec(bits: int, signed: bool, symmetric: bool | None, per_channel: bool) -> QuantSpec:
-    return QuantSpec(
-        bits,
-        signed,
-        signed if symmetric is None else symmetric,
-        PerChannel(0) if per_channel else PerTensor(),
-    )
+    assert isinstance(found, nn.Linear | QuantizedLinear)
+    return found
 
 
 def _number(text: str) -> float:

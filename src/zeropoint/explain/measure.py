@@ -10,10 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..affine import quantize_per_channel, quantize_per_tensor, quantize_to_spec
+from ..affine import (
+    quantize_per_channel,
+    quantize_per_group,
+    quantize_per_tensor,
+    quantize_to_spec,
+)
 from ..modules import QuantizedLinear
-from ..spec import ACTIVATION_UINT8, WEIGHT_INT8, PerChannel, QuantSpec
-from ..tensor import QTensor, broadcastable
+from ..spec import ACTIVATION_UINT8, WEIGHT_INT8, PerChannel, PerGroup, QuantSpec
+from ..tensor import QTensor, broadcastable, expand_groups
 from .numbers import SHOWN, Explanation, Grid, Totals, Value
 
 
@@ -24,6 +29,7 @@ def explain(
     scale: float | Tensor | None = None,
     zero_point: int | Tensor | None = None,
     channel: int | None = None,
+    group: int | None = None,
     name: str = "",
 ) -> Explanation:
     """Show what a scale and a zero point do: ``real = scale * (q - zero_point)``.
@@ -35,11 +41,13 @@ def explain(
             a :class:`QTensor` or :class:`QuantizedLinear`, of which only the integers are known.
         spec: which integers; by default unsigned 8 bits with a zero point
             (:data:`ACTIVATION_UINT8`), of a ``Linear`` :data:`WEIGHT_INT8`.
-        scale: size of one step; by default chosen from the values. Per channel, a vector.
+        scale: size of one step; by default chosen from the values. Per channel, a vector, per group
+            as :func:`quantize_per_group`; or one for all.
         zero_point: the integer that stands for real zero, given with ``scale`` only; by default
             the fixed one of a symmetric spec, or such that the range begins at the smallest value.
-        channel: of a tensor with many scales, the index along its axis that is shown; by default
-            the one with the coarsest steps.
+        channel: of a tensor with many scales, the index along its axis that is shown, of one with
+            groups the row; by default the one with the coarsest steps.
+        group: which group of the row; by default the one with the coarsest steps.
         name: what the values are, for the heading.
 
     Returns:
@@ -64,7 +72,7 @@ clipped=False)
                 raise ValueError(f"{option} must not be given with integers, which have their own")
         if not values.numel():
             raise ValueError("values must hold at least one number, got none")
-        return _of(values, values.spec, None, False, channel, name)
+        return _of(values, values.spec, None, False, (channel, group), name)
     if isinstance(values, nn.Linear):
         values, spec = values.weight, spec or WEIGHT_INT8
     x = _floats(values)
@@ -72,8 +80,8 @@ clipped=False)
     if scale is None:
         if zero_point is not None:
             raise ValueError("zero_point must be given with scale, or neither of them")
-        return _of(quantize_to_spec(x, spec), spec, x, True, channel, name)
-    return _of(_quantize(x, spec, scale, zero_point), spec, x, False, channel, name)
+        return _of(quantize_to_spec(x, spec), spec, x, True, (channel, group), name)
+    return _of(_quantize(x, spec, scale, zero_point), spec, x, False, (channel, group), name)
 
 
 def _floats(values: Any) -> Tensor:
@@ -104,14 +112,25 @@ def _quantize(
         if not spec.symmetric and step.ndim == 0 and float(step) > 0:
             start = torch.round(-x.min().clamp(max=0) / step) + spec.qmin
             zero_point = start.clamp(spec.qmin, spec.qmax).to(torch.int32)
+    zero_points = torch.as_tensor(zero_point)
+    if isinstance(spec.granularity, PerGroup):
+        if not x.ndim:
+            raise ValueError("values must have a dimension to be grouped along, got one number")
+        size = spec.granularity.size
+        shape = (*x.shape[:-1], spec.granularity.count(x.shape[-1]))
+        step = step.to(spec.scale_dtype).expand(shape)
+        return quantize_per_group(
+            x, step, zero_points.expand(shape), size, spec.dtype, bits=spec.bits
+        )
     if isinstance(spec.granularity, PerChannel):
         axis = spec.granularity.axis
         if not -x.ndim <= axis < x.ndim:
             raise ValueError(f"axis {axis} is not an axis of values of shape {tuple(x.shape)}")
-        size = x.shape[axis]
-        zero_points = torch.as_tensor(zero_point).expand(size)
-        return quantize_per_channel(x, step.expand(size), zero_points, axis, spec.dtype)
-    return quantize_per_tensor(x, step, zero_point, spec.dtype)
+        n = x.shape[axis]
+        return quantize_per_channel(
+            x, step.expand(n), zero_points.expand(n), axis, spec.dtype, bits=spec.bits
+        )
+    return quantize_per_tensor(x, step, zero_points, spec.dtype, bits=spec.bits)
 
 
 def _of(
@@ -119,57 +138,84 @@ def _of(
     spec: QuantSpec,
     reals: Tensor | None,
     chosen: bool,
-    channel: int | None,
+    where: tuple[int | None, int | None],
     name: str,
 ) -> Explanation:
-    scale, zero_point = q.scale.cpu(), q.zero_point.cpu()
+    scale, zero_point = q.scale.cpu().float(), q.zero_point.cpu().to(torch.int32)
     integers = q.int_repr().cpu().to(torch.int32)
 
-    def grid(at: int | None) -> Grid:
-        s, z = (scale, zero_point) if at is None else (scale[at], zero_point[at])
-        label = "" if at is None else f"channel {at}"
-        return Grid(float(s), int(z), spec.qmin, spec.qmax, label)
+    def grid(at: tuple[int, ...]) -> Grid:
+        return Grid(float(scale[at]), int(zero_point[at]), spec.qmin, spec.qmax, _label(q, at))
 
+    at = _place(q, scale, *where)
+    order = scale.reshape(-1).argsort(stable=True).tolist()
+    ends = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+    others = [grid(_index(n, scale)) for n in ends] if len(ends) > 1 else []
+    part: tuple[slice, ...] = (slice(None),) * q.ndim
     wide_scale, wide_zero_point = scale, zero_point
-    others: tuple[Grid, ...] = ()
-    shown, shown_reals = integers, reals
-    if q.axis is None:
-        if channel is not None:
-            raise ValueError(f"channel {channel} must not be given for values with one scale")
-        at = None
-    else:
-        order = scale.argsort(stable=True).tolist()
-        at = order[-1] if channel is None else channel
-        if not -len(order) <= at < len(order):
-            raise ValueError(f"channel must be below {len(order)}, got {channel}")
-        at %= len(order)
-        others = tuple(
-            grid(n) for n in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+    if q.group_size is not None:
+        g, size = at[-1], q.group_size
+        part = (*(slice(i, i + 1) for i in at[:-1]), slice(g * size, (g + 1) * size))
+        wide_scale, wide_zero_point = (
+            expand_groups(t, size, q.shape[-1]) for t in (scale, zero_point)
         )
+    elif q.axis is not None:
+        part = (*part[: q.axis], slice(at[0], at[0] + 1), *part[q.axis + 1 :])
         wide_scale, wide_zero_point = (
             broadcastable(t, q.axis, q.ndim) for t in (scale, zero_point)
         )
-        shown = integers.select(q.axis, at)
-        shown_reals = None if reals is None else reals.select(q.axis, at)
+    shown = integers[part]
+    shown_reals = None if reals is None else reals[part]
     focus = grid(at)
-    totals = _totals(integers, reals, wide_scale, wide_zero_point, spec, shown)
     return Explanation(
         name=name,
         shape=tuple(q.shape),
         spec=spec,
         chosen=chosen,
         grid=focus,
-        others=others if len(others) > 1 else (),
+        others=tuple(others),
         grids=scale.numel(),
-        values=_values(focus, shown, shown_reals, None if at is None else (q.axis or 0, at)),
-        totals=totals,
-        reals=shown_reals,
-        integers=shown,
+        values=_values(focus, shown, shown_reals, [s.start or 0 for s in part]),
+        totals=_totals(integers, reals, wide_scale, wide_zero_point, spec, shown),
+        reals=shown_reals if at == () or shown_reals is None else shown_reals.reshape(-1),
+        integers=shown if at == () else shown.reshape(-1),
     )
 
 
+def _place(q: QTensor, scale: Tensor, channel: int | None, group: int | None) -> tuple[int, ...]:
+    """The index of the scale that is shown: the coarsest among those that are asked for."""
+    rows = 0 if not scale.ndim else scale.shape[0]
+    if channel is not None and (not scale.ndim or scale.ndim > 2):
+        raise ValueError(f"channel must be None for values without channels, got {channel}")
+    if group is not None and q.group_size is None:
+        raise ValueError(f"group must be None for values without groups, got {group}")
+    groups = scale.shape[-1] if q.group_size is not None else 0
+    for name, given, size in (("channel", channel, rows), ("group", group, groups)):
+        if given is not None and not 0 <= given < size:
+            raise ValueError(f"{name} must be from 0 to {size - 1}, got {given}")
+    asked = torch.full_like(scale, -torch.inf)
+    part: list[int | slice] = [slice(None)] * scale.ndim
+    if channel is not None:
+        part[0] = channel
+    if group is not None:
+        part[-1] = group
+    asked[tuple(part)] = scale[tuple(part)]
+    return _index(int(asked.argmax()), scale)
+
+
+def _index(n: int, t: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(n, t.shape)) if t.ndim else ()
+
+
+def _label(q: QTensor, at: tuple[int, ...]) -> str:
+    if q.group_size is None:
+        return f"channel {at[0]}" if at else ""
+    rows = ", ".join(map(str, at[:-1]))
+    return (f"channel {rows}, " if rows else "") + f"group {at[-1]}"
+
+
 def _values(
-    grid: Grid, integers: Tensor, reals: Tensor | None, fixed: tuple[int, int] | None
+    grid: Grid, integers: Tensor, reals: Tensor | None, start: list[int]
 ) -> tuple[Value, ...]:
     flat = integers.reshape(-1)
     dequantized = (flat - grid.zero_point).float() * grid.scale
@@ -181,9 +227,7 @@ def _values(
     values = []
     for n in chosen:
         q = int(flat[n])
-        index = [int(i) for i in np.unravel_index(n, integers.shape)] if integers.ndim else []
-        if fixed is not None:
-            index.insert(*fixed)
+        index = (a + b for a, b in zip(start, _index(n, integers), strict=True))
         back = float(dequantized[n])
         real = None if reals is None else float(reals.reshape(-1)[n])
         values.append(
