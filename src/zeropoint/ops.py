@@ -20,9 +20,10 @@ in the end are the same kernels, with the same bits.
 Integer weights are int8 or uint8 ``(out, in)``; ``scale`` is float32 and ``zero_point`` int32, both
 ``(out,)`` or ``()``. Below 8 bits they are packed codes (:mod:`zeropoint.codec`); with groups,
 ``scale`` and ``zero_point`` are ``(out, groups)``. The first five operators learn of both by the
-names ``bits=8``, ``signed=False`` (what the codes stand for) and ``group_size=None``. What is
-packed of a weight is remembered for as long as the weight tensor lives, and packed again when it
-was changed in place (:mod:`zeropoint.packings`).
+names ``bits=8``, ``signed=False`` (what the codes stand for), ``group_size=None`` and, for packed
+codes, whose shape does not tell it, ``in_features``. What is packed of a weight is remembered for
+as long as the weight tensor lives, and packed again when it was changed in place
+(:mod:`zeropoint.packings`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _LIBRARY = Library("zeropoint", "DEF")  # operators exist for as long as this ob
 _WEIGHT = "Tensor input, Tensor weight, Tensor scale, Tensor zero_point, Tensor? bias"
 _QPARAMS = "Tensor input_scale, Tensor input_zero_point"
 _POST = "str? activation=None, Tensor? residual=None"
-_LAYOUT = "*, int bits=8, bool signed=False, int? group_size=None"
+_LAYOUT = "*, int bits=8, bool signed=False, int? group_size=None, int? in_features=None"
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -52,24 +53,30 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _layout(
-    input: Tensor, weight: Tensor, bits: int, signed: bool, group_size: int | None
+    weight: Tensor,
+    bits: int = 8,
+    signed: bool = False,
+    group_size: int | None = None,
+    in_features: int | None = None,
 ) -> Layout | None:
-    """The layout of a weight that takes this input."""
-    signed = weight.dtype == torch.int8 if bits == 8 else signed
-    shape = torch.Size((weight.shape[0], input.shape[-1]))
+    if bits == 8:
+        signed, in_features = weight.dtype == torch.int8, weight.shape[1]
+    elif in_features is None:
+        raise ValueError(f"in_features must be given for a weight of {bits} bits")
+    shape = torch.Size((weight.shape[0], in_features))
     return Layout.of(shape, signed, bits, group_size).kept()
 
 
 def _weight(
-    input: Tensor,
     weight: Tensor,
     scale: Tensor,
     zero_point: Tensor,
     bits: int,
     signed: bool,
     group_size: int | None,
+    in_features: int | None,
 ) -> QTensor:
-    layout = _layout(input, weight, bits, signed, group_size)
+    layout = _layout(weight, bits, signed, group_size, in_features)
     return packings.remembered_qtensor(weight, scale, zero_point, layout)
 
 
@@ -85,8 +92,9 @@ def linear_dynamic(
     bits: int = 8,
     signed: bool = False,
     group_size: int | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
-    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
+    q = _weight(weight, scale, zero_point, bits, signed, group_size, in_features)
     return compute("linear_dynamic", _plain(input), q, bias, (), activation, residual)
 
 
@@ -102,8 +110,9 @@ def linear_weight_only(
     bits: int = 8,
     signed: bool = False,
     group_size: int | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
-    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
+    q = _weight(weight, scale, zero_point, bits, signed, group_size, in_features)
     return compute("linear_weight_only", _plain(input), q, bias, (), activation, residual)
 
 
@@ -121,8 +130,9 @@ def linear_static(
     bits: int = 8,
     signed: bool = False,
     group_size: int | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
-    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
+    q = _weight(weight, scale, zero_point, bits, signed, group_size, in_features)
     qparams = (input_scale, input_zero_point)
     return compute("linear_static", _plain(input), q, bias, qparams, activation, residual)
 
@@ -141,9 +151,10 @@ def linear_integer(
     bits: int = 8,
     signed: bool = False,
     group_size: int | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
     x = QTensor(_plain(input), input_scale, input_zero_point)
-    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
+    q = _weight(weight, scale, zero_point, bits, signed, group_size, in_features)
     return compute_integer(x, q, bias, activation, residual)
 
 
@@ -162,9 +173,10 @@ def linear_quantized(
     bits: int = 8,
     signed: bool = False,
     group_size: int | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
     x = QTensor(_plain(input), input_scale, input_zero_point)
-    q = _weight(input, weight, scale, zero_point, bits, signed, group_size)
+    q = _weight(weight, scale, zero_point, bits, signed, group_size, in_features)
     y = compute_quantized(x, q, bias, output_scale, output_zero_point, activation)
     return y.int_repr()
 
@@ -211,14 +223,16 @@ def unpacked(like: Tensor, handle: int, out_features: int) -> Tensor:
 def _fake(dtype: torch.dtype | None = None) -> Callable[..., Tensor]:
     def fake(input: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
         bits = more.get("bits", 8)
+        k = more.get("in_features") if bits < 8 else weight.shape[-1]
         if (
             input.ndim == 0
             or weight.ndim != 2
-            or codec.packed_size(input.shape[-1], bits) != weight.shape[1]
+            or input.shape[-1] != k
+            or codec.packed_size(k, bits) != weight.shape[1]
         ):
             raise ValueError(
                 f"input must have shape (*, in_features) for a weight of shape "
-                f"{tuple(weight.shape)} of {bits} bits, got {tuple(input.shape)}"
+                f"{tuple(weight.shape)}, {bits} bits and in_features {k}, got {tuple(input.shape)}"
             )
         return input.new_empty((*input.shape[:-1], weight.shape[0]), dtype=dtype)
 
@@ -275,7 +289,7 @@ def _dequantized(
     x: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, *_: Any, **layout: Any
 ) -> Tensor:
     axis = 0 if scale.ndim == 1 else None
-    return QTensor._of(weight, scale, zero_point, axis, _layout(x, weight, **layout)).dequantize()
+    return QTensor._of(weight, scale, zero_point, axis, _layout(weight, **layout)).dequantize()
 
 
 def _register() -> None:

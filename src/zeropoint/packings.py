@@ -79,9 +79,9 @@ def _living(
 class _Remembered:
     """What was packed of tensors that are not kept alive by it."""
 
-    __slots__ = ("packed", "sources", "versions")
+    __slots__ = ("layout", "packed", "sources", "versions")
 
-    def __init__(self, tensors: tuple[Tensor, ...], packed: Any) -> None:
+    def __init__(self, tensors: tuple[Tensor, ...], layout: Layout | None, packed: Any) -> None:
         key = id(tensors[0])
 
         def forget(_: Any) -> None:
@@ -90,23 +90,24 @@ class _Remembered:
 
         self.sources = (ref(tensors[0], forget), *map(ref, tensors[1:]))
         self.versions = tuple(map(version, tensors))
-        self.packed = packed
+        self.layout, self.packed = layout, packed
 
-    def current(self, tensors: tuple[Tensor, ...]) -> bool:
+    def current(self, tensors: tuple[Tensor, ...], layout: Layout | None) -> bool:
         return (
             len(tensors) == len(self.sources)
+            and self.layout == layout
             and all(s() is t for s, t in zip(self.sources, tensors, strict=True))
             and self.versions == tuple(map(version, tensors))
         )
 
 
-def _recall(*tensors: Tensor) -> Any:
+def _recall(tensors: tuple[Tensor, ...], layout: Layout | None = None) -> Any:
     entry = _remembered.get(id(tensors[0]))
-    return entry.packed if entry is not None and entry.current(tensors) else None
+    return entry.packed if entry is not None and entry.current(tensors, layout) else None
 
 
-def _remember(packed: Any, *tensors: Tensor) -> None:
-    _remembered[id(tensors[0])] = _Remembered(tensors, packed)
+def _remember(packed: Any, tensors: tuple[Tensor, ...], layout: Layout | None = None) -> None:
+    _remembered[id(tensors[0])] = _Remembered(tensors, layout, packed)
 
 
 def remembered_qtensor(
@@ -127,7 +128,8 @@ def remembered_qtensor(
     if q is not None:
         forget(weight)  # a layer holds a packing, which serves
         return q
-    packed = _recall(weight, scale, zero_point)
+    tensors = (weight, scale, zero_point)
+    packed = _recall(tensors, layout)
     if packed is not None:
         grouped = layout is not None and layout.group_size is not None
         axis = 0 if scale.ndim and not grouped else None
@@ -136,7 +138,7 @@ def remembered_qtensor(
         q = _qtensor(weight, scale, zero_point, layout)
         if kernels.usable(weight, q):
             packed = prepack(q)._packed
-            _remember(packed, weight, scale, zero_point)
+            _remember(packed, tensors, layout)
     q._packed = packed
     return q
 
@@ -147,10 +149,10 @@ def remembered_float(weight: Tensor) -> PackedWeight:
     Raises:
         TypeError, ValueError: another weight.
     """
-    packed = _recall(weight)
+    packed = _recall((weight,))
     if packed is None:
         packed = prepack(weight.detach())
-        _remember(packed, weight)
+        _remember(packed, (weight,))
     return packed
 
 

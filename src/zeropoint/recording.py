@@ -73,8 +73,8 @@ def record(
     else:
         arguments = [x, weight._int_repr, weight._scale, weight._zero_point, bias, *qparams]
         if weight._layout is not None:
-            bits, signed, _, group_size = weight._layout
-            layout = {"bits": bits, "signed": signed, "group_size": group_size}
+            bits, signed, (_, k), group_size = weight._layout
+            layout = {"bits": bits, "signed": signed, "group_size": group_size, "in_features": k}
         if kind == "linear_quantized":
             integers = ops.linear_quantized(*arguments, activation, **layout)
             return QTensor._of(integers, qparams[2], qparams[3], None)
