@@ -14,6 +14,7 @@ from torch import nn
 import zeropoint
 from twins import fast, quantized
 from zeropoint import Linear, QuantizedLinear
+from zeropoint.input_transform import walsh_hadamard
 from zeropoint.report import Grid, Histogram, Integers, pictures
 from zeropoint.report import histograms as h
 from zeropoint.spec import int4
@@ -93,6 +94,27 @@ def test_any_activations_make_an_ordered_histogram(values: list[float]) -> None:
     assert found.edges[0] < found.edges[-1]
     picture = pictures.reals(found, "activations")
     assert "nan" not in picture.path
+
+
+def test_layer_that_changes_its_input_is_shown_as_it_quantizes() -> None:
+    layer = Linear(8, 4)
+    factor = torch.rand(8) + 0.5
+    changed = walsh_hadamard(layer.weight.detach() / factor, 8) / 8
+    twin = QuantizedLinear.from_quantized(
+        zeropoint.quantize_to_spec(changed, zeropoint.WEIGHT_INT8), layer.bias,
+        input_factor=factor, rotation=8,
+    )  # fmt: skip
+    x = torch.randn(20, 8)
+    found = fast(layer, twin, [x]).layers[0]
+    assert found.weight.sqnr_db > 30
+    assert found.alone.sqnr_db > 30
+    assert found.histogram is not None
+    assert found.histogram.edges[-1] == pytest.approx(float(changed.max()), rel=1e-4)
+    assert found.inputs is not None
+    seen = walsh_hadamard(x * factor, 8)
+    assert found.inputs.edges[-1] == pytest.approx(float(seen.max()), rel=1e-4)
+    assert found.input_integers is not None
+    assert found.input_integers.counts[255] >= 20
 
 
 def test_groups_of_four_bits() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..input_transform import transform_input, walsh_hadamard
 from ..modules import QuantizedLinear
 from ..observers import GrowingHistogram
 from ..reference import quantize_rows, quantize_static
@@ -23,7 +24,10 @@ _SAMPLE = 1 << 17
 
 
 class Inputs:
-    """The activations that a layer is fed with, and the integers it makes of them."""
+    """The activations that a layer is fed with, and the integers it makes of them.
+
+    Where the layer changes its input first, by a factor and a rotation, the changed ones.
+    """
 
     def __init__(self, layer: QuantizedLinear) -> None:
         self.layer = layer
@@ -40,6 +44,8 @@ class Inputs:
         rows = rows[rows.isfinite().all(1)].cpu()
         if not rows.numel():
             return
+        if self.layer.input_factor is not None:
+            rows = transform_input(rows, self.layer.input_factor.cpu(), self.layer.rotation)
         lo, hi = (float(v) for v in rows.aminmax())
         self._lo, self._hi = min(self._lo, lo), max(self._hi, hi)
         self._reals.add(rows.reshape(-1), self._lo, self._hi)
@@ -83,12 +89,19 @@ def _integers(layer: QuantizedLinear, rows: Tensor) -> Tensor | None:
 
 
 def weights(linear: nn.Linear, quantized: QuantizedLinear) -> tuple[Histogram | None, Integers]:
-    """The float weights over the finest, median and coarsest grid, and the integers they became."""
+    """The float weights over the finest, median and coarsest grid, and the integers they became.
+
+    Where the layer changes its input first, the weights of the changed input.
+    """
     q = quantized.weight_qtensor()
     spec, codes = q.spec, q.int_repr().cpu().to(torch.int64).reshape(-1)
     counts = torch.bincount(codes - spec.qmin, minlength=spec.qmax - spec.qmin + 1)
     integers = Integers(spec.qmin, tuple(counts.tolist()))
-    w = linear.weight.detach().to("cpu", torch.float32).reshape(-1)
+    w = linear.weight.detach().to("cpu", torch.float32)
+    if quantized.input_factor is not None:  # W = H(W′) · f, and H(H(W)) is size · W
+        size = quantized.rotation
+        w = walsh_hadamard(w / quantized.input_factor.cpu(), size) / size
+    w = w.reshape(-1)
     w = w[w.isfinite()]
     if not w.numel():
         return None, integers

@@ -151,7 +151,7 @@ class _Track:
     def report(self, name: str, seconds: tuple[float, float] | None, recipe: str) -> LayerReport:
         linear, quantized = self.linear, self.quantized
         weight = Sums()
-        weight.add(linear.weight.detach(), quantized.weight_qtensor().dequantize())
+        weight.add(linear.weight.detach(), quantized.dequantize().weight.detach())
         parts = (quantized.weight, quantized.scale, quantized.zero_point)
         before, after = seconds or (None, None)
         histogram, integers = weights(linear, quantized)
