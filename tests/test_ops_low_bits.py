@@ -73,7 +73,6 @@ def test_one_weight_read_in_two_ways():
     _, weight, layout = low_bits(QuantSpec(4, granularity=PerChannel(0)))
     x = torch.randn(3, K)
     signed = OPS.linear_weight_only(x, *weight, **layout)
-    weight = (weight[0], weight[1], weight[2])
     unsigned = OPS.linear_weight_only(x, *weight, **{**layout, "signed": False})
     torch.testing.assert_close(unsigned - signed, 8 * x.sum(1, keepdim=True) * weight[1])
     assert_same_bits(OPS.linear_weight_only(x, *weight, **layout), signed)

@@ -100,7 +100,7 @@ class LayerInfo:
         """Safetensors dtype and shape of each of the layer's tensors, by their names within it."""
         out = (self.out_features,)
         integer, scale, zero_point = "I8" if self.bits == 8 else "U8", "F32", "I32"
-        per = out
+        per: tuple[int, ...] = out
         if self.group_size is not None:
             per = (self.out_features, PerGroup(self.group_size).count(self.in_features))
             scale = dtype_name(_SCALE_DTYPES[self.scale_dtype]) or ""
