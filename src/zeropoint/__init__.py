@@ -35,6 +35,7 @@ from .prepack_model import PrepackingSummary, prepack_model, unpack_model
 from .quantize import QuantizationSummary, quantize
 from .recipes import RECIPES, LayerRecipe, Recipe, get_recipe
 from .report import Report, compare
+from .search import Front, search
 from .spec import (
     ACTIVATION_UINT8,
     WEIGHT_INT4,
@@ -56,6 +57,7 @@ __all__ = [
     "Diagnosis",
     "EntropyObserver",
     "Explanation",
+    "Front",
     "LayerRecipe",
     "Linear",
     "MSEObserver",
@@ -99,6 +101,7 @@ __all__ = [
     "quantize_per_tensor",
     "quantize_to_spec",
     "save",
+    "search",
     "unpack",
     "unpack_model",
 ]

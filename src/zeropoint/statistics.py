@@ -237,7 +237,9 @@ def estimate(
     return Estimate(value, low, high, n, level, "bca")
 
 
-def paired(before: Any, after: Any, *, level: float = LEVEL, seed: int = 0) -> Comparison:
+def paired(
+    before: Any, after: Any, *, binary: bool | None = None, level: float = LEVEL, seed: int = 0
+) -> Comparison:
     """Compare two models by their scores of the same samples.
 
     The p-value is that of the sign-flip test: if the models were alike, each sample's difference
@@ -249,6 +251,7 @@ def paired(before: Any, after: Any, *, level: float = LEVEL, seed: int = 0) -> C
 
     Args:
         before, after: scores, 1-d, of the same samples in the same order.
+        binary: whether scores can be nothing but 0 and 1; by default whether all are.
         level: of confidence, between 0 and 1.
         seed: of the resampling.
 
@@ -263,7 +266,8 @@ def paired(before: Any, after: Any, *, level: float = LEVEL, seed: int = 0) -> C
     a, b = _samples("before", before), _samples("after", after)
     if len(a) != len(b):
         raise ValueError(f"before and after must score the same samples, got {len(a)} and {len(b)}")
-    binary = _is_binary(a) and _is_binary(b)
+    if binary is None:
+        binary = _is_binary(a) and _is_binary(b)
     first, second = (estimate(x, binary=binary, level=level, seed=seed) for x in (a, b))
     d = b - a
     if not np.isfinite(d).all():
