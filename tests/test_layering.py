@@ -32,7 +32,7 @@ LAYERS = (
     ("kernels", "reference"),
     ("affine",),
     ("tensor",),
-    ("layout", "indexing"),
+    ("layout", "indexing", "torch_names"),
     ("spec", "codec", "input_transform", "interleave", "atomic", "statistics", "splits"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -17,15 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layout import Layout, normalized
+from .layout import Layout, broadcastable, expand_groups, normalized
 from .spec import PerChannel, PerGroup, QuantSpec, integer_range
-from .tensor import (
-    SIGNED,
-    SMALLEST_SCALE,
-    QTensor,
-    broadcastable,
-    expand_groups,
-)
+from .tensor import SMALLEST_SCALE, QTensor
+from .torch_names import SIGNED
 
 
 def _dtype_is_signed(dtype: torch.dtype) -> bool:

@@ -111,3 +111,15 @@ def unpack(packed: Tensor, layout: Layout) -> Tensor:
     if layout.signed:
         codes = codes.view(torch.int8) + integer_range(layout.bits, True)[0]
     return codes.reshape(layout.shape)
+
+
+def broadcastable(per_channel: Tensor, axis: int, ndim: int) -> Tensor:
+    """View a vector so that it broadcasts along ``axis`` of an ``ndim``-dimensional tensor."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return per_channel.reshape(shape)
+
+
+def expand_groups(per_group: Tensor, size: int, length: int) -> Tensor:
+    """``(…, groups)`` as ``(…, length)``: each group's value at every entry of the group."""
+    return per_group.repeat_interleave(size, -1)[..., :length]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,28 +9,15 @@ import torch
 from torch import Tensor
 
 from . import codec, indexing
-from .layout import Layout, normalized, pack, unpack
+from .layout import Layout, broadcastable, expand_groups, normalized, pack, unpack
 from .spec import PerChannel, PerGroup, PerTensor, QuantSpec, integer_range
+from .torch_names import TorchNames
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 """No scale is chosen below the smallest normal float32, so that ``1/scale`` stays finite."""
 
-SIGNED = {torch.int8: True, torch.uint8: False, torch.qint8: True, torch.quint8: False}
 
-
-def broadcastable(per_channel: Tensor, axis: int, ndim: int) -> Tensor:
-    """View a vector so that it broadcasts along ``axis`` of an ``ndim``-dimensional tensor."""
-    shape = [1] * ndim
-    shape[axis] = -1
-    return per_channel.reshape(shape)
-
-
-def expand_groups(per_group: Tensor, size: int, length: int) -> Tensor:
-    """``(…, groups)`` as ``(…, length)``: each group's value at every entry of the group."""
-    return per_group.repeat_interleave(size, -1)[..., :length]
-
-
-class QTensor:
+class QTensor(TorchNames):
     """Integers with a scale and a zero point: ``real = scale * (q - zero_point)``.
 
     A plain object that holds plain tensors, not a ``torch.Tensor`` subclass. Made by
@@ -135,7 +121,8 @@ class QTensor:
         shape = layout.shape
         row = codec.packed_size(shape[-1] if shape else 1, bits)
         if not isinstance(codes, Tensor) or codes.dtype != torch.uint8:
-            raise TypeError(f"codes must be a torch.uint8 tensor, got {_describe(codes)}")
+            got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+            raise TypeError(f"codes must be a torch.uint8 tensor, got {got}")
         if bits == 8 or codes.shape != (*shape[:-1], row):
             raise ValueError(
                 f"codes must have shape {(*shape[:-1], row)} for {bits} bits (below 8) and "
@@ -144,35 +131,6 @@ class QTensor:
         if not codec.padding_is_zero(codes, bits, shape[-1] if shape else 1):
             raise ValueError("codes must have zero bits after the last code of each row")
         return cls._of(codes, *normalized(layout, codes.device, scale, zero_point, axis), layout)
-
-    @classmethod
-    def from_torch(cls, q: Tensor) -> QTensor:
-        """Convert one of torch's own quantized tensors (``quint8`` or ``qint8``).
-
-        torch keeps scales in float64 and computes with them in float32; ours are float32 from the
-        start, so that the integers and the reals they stand for are the same.
-
-        Raises:
-            TypeError: not a quantized tensor, or of a dtype other than quint8 and qint8.
-            ValueError: a quantization scheme that is not affine with integer zero points.
-        """
-        if not isinstance(q, Tensor) or not q.is_quantized:
-            raise TypeError(f"q must be a quantized torch.Tensor, got {_describe(q)}")
-        if q.dtype not in SIGNED:
-            raise TypeError(f"q must be of torch.quint8 or torch.qint8, got {q.dtype}")
-        scheme = q.qscheme()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that its accessors are deprecated
-            if scheme in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-                return cls(q.int_repr(), q.q_scale(), q.q_zero_point())
-            if scheme in (torch.per_channel_affine, torch.per_channel_symmetric):
-                return cls(
-                    q.int_repr(),
-                    q.q_per_channel_scales(),
-                    q.q_per_channel_zero_points(),
-                    q.q_per_channel_axis(),
-                )
-        raise ValueError(f"q must be per-tensor or per-channel affine, got {scheme}")
 
     @classmethod
     def _of(
@@ -269,7 +227,7 @@ class QTensor:
             known = self._scalars = (versions, (scale.item(), zero_point.item()))
         return known[1]
 
-    # What torch's quantized tensors answer, under the same names.
+    # More that torch's quantized tensors answer, under the same names.
 
     def int_repr(self) -> Tensor:
         """The integers, ``torch.int8`` or ``torch.uint8``: of 8 bits themselves, not a copy; below,
@@ -278,42 +236,6 @@ class QTensor:
         if layout is None or layout.bits == 8:
             return self._int_repr
         return unpack(self._int_repr, layout)
-
-    def q_scale(self) -> float:
-        """The scale of a per-tensor quantized tensor. Raises ``ValueError`` if per channel."""
-        self._require_per_tensor("q_scale")
-        return self.scalars()[0]
-
-    def q_zero_point(self) -> int:
-        """The zero point of a per-tensor quantized tensor. ``ValueError`` if per channel."""
-        self._require_per_tensor("q_zero_point")
-        return self.scalars()[1]
-
-    def q_per_channel_scales(self) -> Tensor:
-        """Scales, float32 ``(channels,)``. Raises ``ValueError`` if per tensor."""
-        self._require_per_channel("q_per_channel_scales")
-        return self._scale
-
-    def q_per_channel_zero_points(self) -> Tensor:
-        """Zero points, int32 ``(channels,)``. Raises ``ValueError`` if per tensor."""
-        self._require_per_channel("q_per_channel_zero_points")
-        return self._zero_point
-
-    def q_per_channel_axis(self) -> int:
-        """The channel axis. Raises ``ValueError`` if per tensor."""
-        self._require_per_channel("q_per_channel_axis")
-        assert self._axis is not None
-        return self._axis
-
-    def qscheme(self) -> torch.qscheme:
-        """``torch.per_tensor_affine`` or ``torch.per_channel_affine``; torch has none for groups.
-
-        Raises:
-            ValueError: per group.
-        """
-        if self.group_size is not None:
-            raise ValueError("qscheme needs a per-tensor or per-channel QTensor; this has groups")
-        return torch.per_tensor_affine if self._axis is None else torch.per_channel_affine
 
     def dequantize(self) -> Tensor:
         """The reals the integers stand for, float32: ``scale * (q - zero_point)``."""
@@ -464,20 +386,6 @@ class QTensor:
         else:
             tail = f"{vectors}, axis={self._axis}"
         return f"QTensor({body}, dtype={dtype}, {tail})"
-
-    def _require_per_tensor(self, name: str) -> None:
-        if self._axis is not None or self.group_size is not None:
-            kind = "channel" if self.group_size is None else "group"
-            raise ValueError(f"{name} needs a per-tensor QTensor; this one is per {kind}")
-
-    def _require_per_channel(self, name: str) -> None:
-        if self._axis is None:
-            kind = "tensor" if self.group_size is None else "group"
-            raise ValueError(f"{name} needs a per-channel QTensor; this one is per {kind}")
-
-
-def _describe(x: object) -> str:
-    return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def _vector(values: Tensor) -> str:

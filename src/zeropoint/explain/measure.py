@@ -16,9 +16,10 @@ from ..affine import (
     quantize_per_tensor,
     quantize_to_spec,
 )
+from ..layout import broadcastable, expand_groups
 from ..modules import QuantizedLinear
 from ..spec import ACTIVATION_UINT8, WEIGHT_INT8, PerChannel, PerGroup, QuantSpec
-from ..tensor import QTensor, broadcastable, expand_groups
+from ..tensor import QTensor
 from .numbers import SHOWN, Explanation, Grid, Totals, Value
 
 
