@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .. import kernels
 from ..atomic import write_text
 
 
@@ -37,6 +38,12 @@ def error(text: str) -> None:
 def warn(text: object) -> None:
     """One line on stderr."""
     typer.echo(f"warning: {' '.join(str(text).split())}", err=True)
+
+
+def warn_if_reference() -> None:
+    """Where times are taken, and no kernel is there to take them of."""
+    if kernels.active_isa() == kernels.REFERENCE:
+        warn("no kernel computes here but the slow reference; see zeropoint doctor")
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:
