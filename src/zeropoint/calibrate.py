@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +44,36 @@ def progress_bar(items: Iterable[Any], what: str, wanted: bool) -> tqdm:
     return tqdm(items, what, delay=BAR_DELAY, disable=None if wanted else True)
 
 
+class Watching(Protocol):
+    """What is shown a layer's inputs: an :class:`Observer`, say."""
+
+    def observe(self, x: Any) -> None:
+        """Take in one call's input. ``ValueError`` and ``TypeError`` get the layer's name."""
+
+
+class _Enough(BaseException):
+    """Ends a batch early. No error, so that models that catch errors let it pass."""
+
+
+def check_batches(data: Any) -> None:
+    """Refuse one batch where many are expected.
+
+    Raises:
+        TypeError: ``data`` is no iterable of batches.
+    """
+    if isinstance(data, Tensor | Mapping | str | bytes) or not isinstance(data, Iterable):
+        raise TypeError(
+            "data must be an iterable of batches (tensors, tuples or dicts), got "
+            f"{type(data).__name__}; put a single batch in a list: [batch]"
+        )
+
+
 def calibrate(
     model: nn.Module,
-    layers: Mapping[str, Observer],
+    layers: Mapping[str, Watching],
     data: Iterable[Any],
     progress: bool = True,
+    enough: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, int]:
     """Run ``model`` over ``data`` and show each named layer's inputs to its observer.
 
@@ -61,6 +87,8 @@ def calibrate(
         data: iterable of batches: a tensor is passed as ``model(x)``, a tuple or list as
             ``model(*x)``, a dict or other mapping as ``model(**x)``.
         progress: show a progress bar where it takes over two seconds and stderr is a terminal.
+        enough: told each layer whose input was just shown; true ends the batch there, before the
+            layer runs.
 
     Returns:
         How often each layer was called.
@@ -77,26 +105,24 @@ def calibrate(
     >>> observer.lo, observer.hi
     (0.0, 2.0)
     """
-    if isinstance(data, Tensor | Mapping | str | bytes) or not isinstance(data, Iterable):
-        raise TypeError(
-            "data must be an iterable of batches (tensors, tuples or dicts), got "
-            f"{type(data).__name__}; put a single batch in a list: [batch]"
-        )
+    check_batches(data)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in layers:
         if name not in modules:
             raise ValueError(f"model has no layer {name!r}")
     calls = dict.fromkeys(layers, 0)
 
-    def hook_for(name: str, observer: Observer) -> Callable[..., None]:
+    def hook_for(name: str, observer: Watching) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
             calls[name] += 1
             try:
-                observer.observe(x)  # type: ignore[arg-type]
+                observer.observe(x)
             except (TypeError, ValueError) as error:
                 message = str(error).replace("x must be", "its input must be", 1)
                 raise type(error)(f"layer {name!r}: {message}") from error
+            if enough(name):
+                raise _Enough
 
         return hook
 
@@ -113,7 +139,8 @@ def calibrate(
         bar = progress_bar(data, "calibrating", progress)
         with torch.no_grad(), bar:
             for batch in bar:
-                _run(model, batch)
+                with suppress(_Enough):
+                    _run(model, batch)
                 batches += 1
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from .affine import quantize_to_spec
-from .calibrate import OBSERVERS, Observer, calibrate, progress_bar
+from .algorithms import needs_data
+from .calibrate import OBSERVERS, calibrate, check_batches
+from .methods import UNCALLED, build_layers, in_stages
 from .modules import QuantizedLinear
 from .plan import MODES, Plan
 from .recipes import (
@@ -26,7 +27,6 @@ from .recipes import (
     spec_to_dict,
 )
 from .replace import replace_modules, tie_weights
-from .spec import QuantSpec
 from .walk import ROOT, Selection, show
 
 __all__ = [
@@ -53,6 +53,9 @@ class QuantizationSummary:
         shared: further name → first name of replaced layers that have several.
         tied: name → name of the layer whose integers it uses, of layers with one weight.
         unmatched: patterns of the recipe that decided over no layer.
+        done: name → what the methods of its recipe did. Errors are those of the layer's output on
+            the calibration data (or of its weight, where no method looked at data), in dB against
+            rounding to nearest without any method.
     """
 
     quantized: dict[str, LayerRecipe] = field(default_factory=dict)
@@ -60,10 +63,14 @@ class QuantizationSummary:
     shared: dict[str, str] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
+    done: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         total = len(self.quantized) + len(self.left)
-        rows = [(name, str(layer)) for name, layer in self.quantized.items()]
+        rows = [
+            (name, f"{layer} ({self.done[name]})" if name in self.done else str(layer))
+            for name, layer in self.quantized.items()
+        ]
         rows += [(alias, f"is {name or ROOT}") for alias, name in self.shared.items()]
         rows += [(name, f"shares the weight of {to or ROOT}") for name, to in self.tied.items()]
         rows += [(name, f"left float: {reason}") for name, reason in self.left.items()]
@@ -110,8 +117,10 @@ def quantize(
         plan: what :func:`zeropoint.plan` found, instead of a recipe: layers get the integer form it
             says. Layers that it keeps float stay as they are, also where packed is the form to
             use, which is :func:`zeropoint.prepack_model`'s to do.
-        calibration: batches for static layers: an iterable of tensors (``model(x)``), tuples or
-            lists (``model(*x)``) or mappings (``model(**x)``). Needed by static layers only.
+        calibration: sample batches: an iterable of tensors (``model(x)``), tuples or lists
+            (``model(*x)``) or mappings (``model(**x)``). Needed by static layers and by the methods
+            that look at data, and by nothing else. Methods run it several times, so they keep what
+            an iterator gives; rows of padding count as any other.
         include: glob patterns of the layers to consider; default all. ``*`` also matches dots.
         exclude: glob patterns of layers to leave float; stronger than ``include``.
         inplace: change ``model`` itself and return it. Otherwise it is left as it is, and the
@@ -143,34 +152,40 @@ def quantize(
     recipe = get_recipe("int8-dynamic" if recipe is None else recipe)
     before = _before(model)
     selection, unmatched = _choose(model, recipe, plan, include, exclude)
+    _check_calibration(selection.chosen, calibration)
     observers = {
         name: OBSERVERS[layer.observer]()
         for name, layer in selection.chosen.items()
-        if layer.mode == "static"
+        if layer.mode == "static" and not in_stages(layer)
     }
-    if observers and calibration is None:
-        raise ValueError(
-            f"calibration must be given: {len(observers)} layers are static "
-            f"(first {next(iter(observers))!r}); pass an iterable of sample batches"
-        )
-    if not observers and calibration is not None:
-        raise ValueError("calibration was given, but no chosen layer is static")
-    if observers and calibration is not None:
-        calibrate(model, observers, calibration, progress)
+    data: list[Any] = []
+    if calibration is not None:
+        if any(in_stages(layer) for layer in selection.chosen.values()):
+            check_batches(calibration)
+            calibration = data = list(calibration)
+        if observers:
+            calibrate(model, observers, calibration, progress)
         for name, observer in observers.items():
             if observer.is_empty:
-                selection.leave(name, "calibration never called it")
+                selection.leave(name, UNCALLED)
         selection.leave_broken_ties()
-    replacements, tied = _build(selection, observers, progress)
+    built = build_layers(model, selection.layers, selection.chosen, observers, data, progress)
+    for name in built.uncalled:
+        selection.leave(name, UNCALLED)
+    if built.uncalled:
+        selection.leave_broken_ties()
+    kept = selection.chosen
     summary = QuantizationSummary(
-        quantized=before | selection.chosen,
+        quantized=before | kept,
         left=selection.left_in_order(),
         shared=selection.aliases(),
-        tied=tied,
+        tied={n: owner for n, owner in built.tied.items() if n in kept and owner in kept},
         unmatched=unmatched,
+        done={name: what for name, what in built.done.items() if name in kept},
     )
     if not summary.quantized and recipe != Recipe(None):
         warnings.warn(f"nothing was quantized\n{summary}", UserWarning, stacklevel=2)
+    replacements = {name: layer for name, layer in built.layers.items() if name in kept}
     result = replace_modules(model, replacements, inplace=inplace)
     result.quantization = summary  # type: ignore[assignment]
     return result
@@ -201,29 +216,26 @@ def _choose(
     return selection, tuple(p for p, _ in recipe.overrides if p not in decided_by)
 
 
-def _build(
-    selection: Selection, observers: dict[str, Observer], progress: bool
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The new layers, and which of them share the weight of which."""
-    replacements: dict[str, nn.Module] = {}
-    tied: dict[str, str] = {}
-    first: dict[tuple[int, QuantSpec], tuple[str, QuantizedLinear]] = {}  # of one Parameter
-    for name, layer in progress_bar(selection.chosen.items(), "quantizing", progress):
-        linear = selection.layers[name]
-        qparams = observers[name].qparams(layer.activation) if name in observers else None
-        key = (id(linear.weight), layer.weight)
-        if key in first:
-            owner_name, owner = first[key]
-            weight = owner.weight_qtensor()
-            new = QuantizedLinear.from_quantized(weight, linear.bias, layer.mode, qparams)
-            tie_weights(new, owner)
-            tied[name] = owner_name
-        else:
-            weight = quantize_to_spec(linear.weight, layer.weight)
-            new = QuantizedLinear.from_quantized(weight, linear.bias, layer.mode, qparams)
-            first[key] = (name, new)
-        replacements[name] = new
-    return replacements, tied
+def _check_calibration(chosen: dict[str, LayerRecipe], calibration: Any) -> None:
+    """Data must be there where a layer needs it, and only there."""
+    static = [name for name, layer in chosen.items() if layer.mode == "static"]
+    looking = {name: needs_data(layer.method) for name, layer in chosen.items()}
+    looking = {name: methods for name, methods in looking.items() if methods}
+    if calibration is None and static:
+        raise ValueError(
+            f"calibration must be given: {len(static)} layers are static (first {static[0]!r}); "
+            "pass an iterable of sample batches"
+        )
+    if calibration is None and looking:
+        name, methods = next(iter(looking.items()))
+        raise ValueError(
+            f"calibration must be given: {methods[0]!r} looks at sample data, and {len(looking)} "
+            f"layers use it (first {name!r}); pass an iterable of sample batches"
+        )
+    if calibration is not None and not static and not looking:
+        raise ValueError(
+            "calibration was given, but no chosen layer is static or has a method that looks at it"
+        )
 
 
 def _before(model: nn.Module) -> dict[str, LayerRecipe]:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from .algorithms import check_methods, needs_data
 from .calibrate import DEFAULT_OBSERVER, OBSERVERS
 from .modules import Mode
 from .spec import (
@@ -83,6 +84,9 @@ class LayerRecipe:
         activation: spec of the input, unsigned 8 bits and per tensor; static mode only.
         observer: how the input's range is chosen, one of :data:`zeropoint.calibrate.OBSERVERS`;
             static mode only.
+        method: names of :data:`zeropoint.algorithms.METHODS`, in the order of their steps, by which
+            the integers are found; none rounds the weights to nearest. A single name may stand for
+            itself.
 
     Raises:
         TypeError, ValueError: a field that the layer cannot follow.
@@ -95,6 +99,7 @@ class LayerRecipe:
     weight: QuantSpec = WEIGHT_INT8
     activation: QuantSpec = ACTIVATION_UINT8
     observer: str = DEFAULT_OBSERVER
+    method: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -118,18 +123,29 @@ class LayerRecipe:
             raise ValueError(
                 f"observer must be one of {', '.join(OBSERVERS)}, got {self.observer!r}"
             )
+        object.__setattr__(self, "method", check_methods(self.method))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether sample data is needed: in static mode, and by some methods."""
+        return self.mode == "static" or bool(needs_data(self.method))
 
     def __str__(self) -> str:
         text = f"{self.mode}, weight {_describe(self.weight)}"
+        if self.method:
+            text += f" by {', '.join(self.method)}"
         if self.mode == "static":
             text += f", input {_describe(self.activation)} by {self.observer}"
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """This recipe as JSON types; what only static mode reads is left out elsewhere."""
+        """This recipe as JSON types; what only static mode reads is left out elsewhere, and
+        ``method`` where there is none."""
         d: dict[str, Any] = {"mode": self.mode, "weight": spec_to_dict(self.weight)}
         if self.mode == "static":
             d |= {"activation": spec_to_dict(self.activation), "observer": self.observer}
+        if self.method:
+            d["method"] = list(self.method)
         return d
 
     @classmethod

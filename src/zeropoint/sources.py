@@ -47,9 +47,9 @@ def load_recipe(recipe: str) -> Recipe:
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Whether some layer of ``recipe`` is static, so that sample data is needed."""
+    """Whether some layer of ``recipe`` is static or has a method that needs sample data."""
     layers = (recipe.default, *(layer for _, layer in recipe.overrides))
-    return any(layer is not None and layer.mode == "static" for layer in layers)
+    return any(layer is not None and layer.needs_calibration for layer in layers)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,9 @@ class Grid:
         if isinstance(spec.granularity, PerChannel):
             scale, zero_point = self.scale[:, 0], self.zero_point[:, 0]
             return quantize_per_channel(weight, scale, zero_point, 0, spec.dtype, bits=spec.bits)
+        size = spec.granularity.size  # as the spec has it: a row may be shorter than a group
         return quantize_per_group(
-            weight, self.scale, self.zero_point, self.size, spec.dtype, bits=spec.bits
+            weight, self.scale, self.zero_point, size, spec.dtype, bits=spec.bits
         )
 
 
@@ -132,7 +133,8 @@ def search_grid(
         _search(grouped(weight[at : at + chunk], spec), spec, cost, one_sided)
         for at in range(0, len(weight), chunk)
     ]
-    return _grid(*(torch.cat(e) for e in zip(*ends, strict=True)), weight, spec)
+    low, high = (torch.cat(e) for e in zip(*ends, strict=True))
+    return _grid(low, high, weight, spec)
 
 
 def _search(
