@@ -26,6 +26,7 @@ LAYERS = (
     ("recipes", "replace", "walk"),
     ("algorithms", "packed_linear"),
     ("calibrate", "compat", "modules", "ops"),
+    ("float_linear",),
     ("observers", "functional", "limits", "packings"),
     ("compute", "recording"),
     ("checks", "running"),

@@ -10,6 +10,7 @@ from .affine import (
 )
 from .diagnose import Diagnosis, diagnose
 from .explain import Explanation, explain
+from .float_linear import Linear
 from .formats.native import CheckpointError, load, quantize_file, save
 from .formats.native import inspect as inspect_checkpoint
 from .kernels import (
@@ -20,7 +21,7 @@ from .kernels import (
     prepack,
     unpack,
 )
-from .modules import Linear, QuantizedLinear
+from .modules import QuantizedLinear
 from .observers import (
     EntropyObserver,
     MinMaxObserver,

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from . import kernels
 from .affine import choose_qparams
+from .float_linear import Linear
 from .limits import Bound, Limits
-from .modules import Linear, QuantizedLinear
+from .modules import QuantizedLinear
 from .spec import ACTIVATION_UINT8
 
 SHAPES = ((384, 1536), (768, 768), (768, 3072), (3072, 768), (4096, 4096))

@@ -1,8 +1,7 @@
-"""The layers: ``Linear``, which trains, and ``QuantizedLinear``, which infers."""
+"""``QuantizedLinear``: the layer for inference, whose weights are integers."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,91 +11,16 @@ from torch.compiler import is_dynamo_compiling
 from . import functional
 from .affine import quantize_to_spec
 from .codec import packed_size
+from .float_linear import Linear
 from .input_transform import check_rotation, transform_input, walsh_hadamard
 from .layout import Layout
-from .packings import forget, shared_qtensor, version
+from .packings import QPARAMS, forget, fresh, shared_qtensor, version
 from .recording import recorded
 from .spec import WEIGHT_INT8, PerChannel, PerGroup, QuantSpec, integer_range
 from .tensor import QTensor
 
 Mode = Literal["dynamic", "static", "weight-only"]
 """How a :class:`QuantizedLinear` treats its activations."""
-
-
-class Linear(nn.Linear):
-    r"""``y = x Aᵀ + b``, a drop-in for :class:`torch.nn.Linear`.
-
-    It *is* an ``nn.Linear`` to every library that asks (``isinstance``, the same ``state_dict``);
-    its initialization and forward are this package's.
-
-    Args:
-        in_features: size of each input sample; 0 is allowed.
-        out_features: size of each output sample.
-        bias: ``False`` registers ``bias`` as ``None``.
-        device, dtype: of the parameters.
-
-    Shapes: input ``(*, in_features)``, output ``(*, out_features)`` for any number of leading
-    dimensions, none included. ``weight`` is ``(out_features, in_features)``, ``bias``
-    ``(out_features,)``.
-
-    >>> layer = Linear(3, 2)
-    >>> layer(torch.zeros(4, 5, 3)).shape
-    torch.Size([4, 5, 2])
-    """
-
-    __constants__ = ["in_features", "out_features"]
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        nn.Module.__init__(self)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.weight = nn.Parameter(
-            torch.empty(out_features, in_features, device=device, dtype=dtype)
-        )
-        if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias from U(−1/√in_features, 1/√in_features).
-
-        The weight is Kaiming-uniform (He et al. 2015, https://arxiv.org/abs/1502.01852) with the
-        negative slope a = √5: its bound is ``gain · √3 / √in`` with ``gain = √(2 / (1 + a²)) =
-        √(1/3)``, hence 1/√in, the bound of LeCun's classical rule. That is the only reason for √5,
-        as the authors of torch's initialization explain
-        (https://github.com/pytorch/pytorch/issues/15314). ``in_features = 0`` leaves an empty
-        weight and a zero bias. Random numbers are drawn in torch's order, so that the same seed
-        gives ``torch.nn.Linear``'s parameters bit for bit.
-        """
-        bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0  # no −0.0 as bound
-        if self.weight.numel():
-            gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
-            # Written as torch computes it: algebraically 1/√in, but the same float64 bits.
-            weight_bound = math.sqrt(3.0) * (gain / math.sqrt(self.in_features))
-            with torch.no_grad():
-                self.weight.uniform_(-weight_bound, weight_bound)
-        if self.bias is not None:
-            with torch.no_grad():
-                self.bias.uniform_(-bound, bound)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``(*, in_features)`` → ``(*, out_features)``."""
-        return functional.linear(input, self.weight, self.bias)  # type: ignore[return-value]
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}"
-        )
 
 
 class QuantizedLinear(nn.Module):
@@ -190,32 +114,28 @@ class QuantizedLinear(nn.Module):
         granularity = PerChannel(0) if group_size is None else PerGroup(group_size)
         spec = QuantSpec(bits, bits == 8, False, granularity, scale_dtype)
         self.bits, self.group_size, self.scale_dtype = bits, group_size, scale_dtype
-        shape = torch.Size((out_features, in_features))
-        self._layout = Layout.of(shape, spec.signed, bits, group_size).kept()
-        f32 = {"dtype": torch.float32, "device": device}
-        i32 = {"dtype": torch.int32, "device": device}
-        row = packed_size(in_features, bits)
-        weight = torch.zeros(out_features, row, dtype=spec.dtype, device=device)
-        self.register_buffer("weight", weight)
+        size = torch.Size((out_features, in_features))
+        self._layout = Layout.of(size, spec.signed, bits, group_size).kept()
+        f32, i32, one = torch.float32, torch.int32, torch.Size(())
+        out = per = torch.Size((out_features,))
+        zero_points = i32
         if isinstance(granularity, PerGroup):
-            groups = (out_features, granularity.count(in_features))
-            self.register_buffer("scale", torch.ones(groups, dtype=scale_dtype, device=device))
-            zero_point = torch.zeros(groups, dtype=spec.dtype, device=device)
-            self.register_buffer("zero_point", zero_point)
-        else:
-            self.register_buffer("scale", torch.ones(out_features, **f32))
-            self.register_buffer("zero_point", torch.zeros(out_features, **i32))
-        self.register_buffer("bias", torch.zeros(out_features, **f32) if bias else None)
-        static = mode == "static"
-        self.register_buffer("input_scale", torch.ones((), **f32) if static else None)
-        self.register_buffer("input_zero_point", torch.zeros((), **i32) if static else None)
-        self.register_buffer("output_scale", torch.ones((), **f32) if quantized_output else None)
-        self.register_buffer(
-            "output_zero_point", torch.zeros((), **i32) if quantized_output else None
-        )
-        self.register_buffer(
-            "input_factor", torch.ones(in_features, **f32) if input_factor else None
-        )
+            per = torch.Size((out_features, granularity.count(in_features)))
+            zero_points = spec.dtype
+        row = packed_size(in_features, bits)
+        for name, held, fill, shape, dtype in (
+            ("weight", True, 0, torch.Size((out_features, row)), spec.dtype),
+            ("scale", True, 1, per, scale_dtype),
+            ("zero_point", True, 0, per, zero_points),
+            ("bias", bias, 0, out, f32),
+            ("input_scale", mode == "static", 1, one, f32),
+            ("input_zero_point", mode == "static", 0, one, i32),
+            ("output_scale", quantized_output, 1, one, f32),
+            ("output_zero_point", quantized_output, 0, one, i32),
+            ("input_factor", input_factor, 1, torch.Size((in_features,)), f32),
+        ):
+            buffer = torch.full(shape, fill, dtype=dtype, device=device) if held else None
+            self.register_buffer(name, buffer)
         self._cache: tuple[Any, ...] | None = None
 
     @classmethod
@@ -331,13 +251,13 @@ class QuantizedLinear(nn.Module):
         if is_dynamo_compiling():
             return self._recorded(input)
         cache, buffers, mode = self._cache, self._buffers, self.mode
-        # _fresh, written out: it is a tenth of what a small call costs.
+        # fresh, written out: it is a tenth of what a small call costs.
         if (
             cache is None
             or cache[0]._int_repr is not buffers["weight"]
             or cache[1] is not buffers["scale"]
             or cache[2] is not buffers["zero_point"]
-            or (mode == "static" and not _fresh(cache, buffers))
+            or (mode == "static" and not fresh(cache, buffers))
         ):
             if recorded(input):
                 return self._recorded(input)
@@ -389,7 +309,7 @@ class QuantizedLinear(nn.Module):
         """The weight as a :class:`QTensor` that shares this layer's buffers. Where there is an
         ``input_factor``, it is that of the changed input."""
         cache = self._cache
-        if cache is None or not _fresh(cache, self._buffers):
+        if cache is None or not fresh(cache, self._buffers):
             cache = self._rebuild()
         return cache[0]
 
@@ -432,7 +352,7 @@ class QuantizedLinear(nn.Module):
         weight = shared_qtensor(self.weight, self.scale, self.zero_point, self._layout)
         static: tuple[Any, ...] = ()
         if self.mode == "static":
-            qparams = [b[name] for name in _QPARAMS]
+            qparams = [b[name] for name in QPARAMS]
             numbers = [None if t is None else t.item() for t in qparams]
             output = None if numbers[2] is None else (numbers[2], numbers[3])
             static = (*numbers[:2], output, qparams, [version(t) for t in qparams])
@@ -460,32 +380,3 @@ class QuantizedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_cache": None}
-
-
-_QPARAMS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
-
-
-def _fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
-    """Whether what was derived from the buffers still holds. The packing of the weight has its own
-    check, where the packing is used; here only replaced buffers and static parameters count."""
-    if (
-        cache[0]._int_repr is not buffers["weight"]
-        or cache[1] is not buffers["scale"]
-        or cache[2] is not buffers["zero_point"]
-    ):
-        return False
-    if len(cache) > 3:
-        scale, zero_point, y_scale, y_zero_point = cache[6]
-        if scale is not buffers["input_scale"] or zero_point is not buffers["input_zero_point"]:
-            return False
-        if (
-            y_scale is not buffers["output_scale"]
-            or y_zero_point is not buffers["output_zero_point"]
-        ):
-            return False
-        versions = cache[7]
-        if version(scale) != versions[0] or version(zero_point) != versions[1]:
-            return False
-        if y_scale is not None:
-            return version(y_scale) == versions[2] and version(y_zero_point) == versions[3]
-    return True

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from . import functional
+from .float_linear import Linear
 from .kernels import PackedWeight
-from .modules import Linear
 from .packings import version
 from .recording import record
 

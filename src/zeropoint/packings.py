@@ -164,3 +164,40 @@ def forget(weight: Tensor) -> None:
 def count() -> int:
     """How many packings are remembered for plain tensors."""
     return len(_remembered)
+
+
+QPARAMS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+"""Buffers of a static layer that are read as numbers."""
+
+
+def fresh(cache: tuple[Any, ...], buffers: dict[str, Tensor | None]) -> bool:
+    """Whether what a layer derived from its buffers still holds. The packing of the weight has its
+    own check, where the packing is used; here only replaced buffers and static parameters count.
+
+    Args:
+        cache: QTensor of the weight, buffers ``scale`` and ``zero_point``; of a static layer also
+            input scale, input zero point, output's or ``None``, the buffers of :data:`QPARAMS` and
+            their versions.
+        buffers: of the layer, by name.
+    """
+    if (
+        cache[0]._int_repr is not buffers["weight"]
+        or cache[1] is not buffers["scale"]
+        or cache[2] is not buffers["zero_point"]
+    ):
+        return False
+    if len(cache) > 3:
+        scale, zero_point, y_scale, y_zero_point = cache[6]
+        if scale is not buffers["input_scale"] or zero_point is not buffers["input_zero_point"]:
+            return False
+        if (
+            y_scale is not buffers["output_scale"]
+            or y_zero_point is not buffers["output_zero_point"]
+        ):
+            return False
+        versions = cache[7]
+        if version(scale) != versions[0] or version(zero_point) != versions[1]:
+            return False
+        if y_scale is not None:
+            return version(y_scale) == versions[2] and version(y_zero_point) == versions[3]
+    return True

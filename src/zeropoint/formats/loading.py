@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..modules import Linear, QuantizedLinear
+from ..float_linear import Linear
+from ..modules import QuantizedLinear
 from ..quantize import replace_modules
 from .container import CheckpointError, Reader, dtype_name, progress_bar
 from .header import Header, LayerInfo, qualified

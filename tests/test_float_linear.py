@@ -1,4 +1,4 @@
-"""``Linear``; ``QuantizedLinear`` is in test_modules_quantized.py."""
+"""``Linear``, the layer that trains."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from bits import assert_same_bits
 from zeropoint import Linear
-
-# ---- Linear -------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
