@@ -94,7 +94,8 @@ class Cache:
             differing = [k for k, v in self.fingerprints.items() if theirs.get(k) != v]
         if differing:
             warnings.warn(
-                f"cache {path} is ignored and written anew: its {', '.join(differing)} differ",
+                f"cache {path} was made with another {', '.join(differing)}: it is ignored and "
+                "written anew",
                 UserWarning,
                 stacklevel=4,
             )

@@ -13,7 +13,8 @@ STANDS_OUT = 10.0
 healthy transformer the worst layers are 5 to 8 times the mean: value projections, and what follows
 a GELU."""
 NEGLIGIBLE = 1e-4
-"""Noise of the whole model's output below which nothing needs mending: an error of 1 %, 40 dB."""
+"""Noise of the whole model's output below which nothing needs mending: an error of 1 %, 40 dB. A
+layer that adds less than its share of that is never to blame."""
 GOOD = 1e-2
 """Noise of the whole model's output that a model should keep below: an error of 10 %, 20 dB."""
 OBSERVER_GAIN_DB = 3.0
@@ -40,9 +41,10 @@ def culprits(noises: Mapping[str, float], whole: Damage) -> tuple[list[str], flo
     if total < NEGLIGIBLE or not order:
         return [], math.inf
     quiet = max(1, len(order) // 2)
-    while quiet < len(order) and noises[order[quiet]] <= _fence(noises, order[:quiet]):
+    share = NEGLIGIBLE / len(order)
+    while quiet < len(order) and noises[order[quiet]] <= max(_fence(noises, order[:quiet]), share):
         quiet += 1
-    limit = _fence(noises, order[:quiet])
+    limit = max(_fence(noises, order[:quiet]), share)
     if sum(noises[name] for name in order[:quiet]) > GOOD:
         while quiet and sum(noises[name] for name in order[:quiet]) > GOOD / 2:
             quiet -= 1

@@ -17,6 +17,7 @@ from ..recipes import LayerRecipe, Recipe
 from ..spec import WEIGHT_INT8, PerChannel, PerGroup, PerTensor, QuantSpec
 from .causes import activations_lose
 from .numbers import LayerDiagnosis
+from .variants import changed_input
 
 GROUPS = (128, 64, 32, 16)
 """Sizes of groups that are tried, the coarsest first."""
@@ -41,11 +42,14 @@ def candidates(layer: LayerDiagnosis, observers: Mapping[str, float]) -> list[Ca
     """
     now = layer.recipe
     found: list[Candidate] = []
+    smooth = "smooth" not in now.method and "awq" not in now.method
     if activations_lose(layer):
         if observers:
             best = max(observers, key=lambda name: observers[name])
             if best != now.observer:
                 found.append(Candidate(f"range by {best}", replace(now, observer=best)))
+        if smooth and layer.outlier_count:
+            found.append(Candidate("smoothing", replace(now, method=("smooth", *now.method))))
         if now.mode == "static":
             found.append(Candidate("a range for each row (dynamic)", replace(now, mode="dynamic")))
         found.append(Candidate("float activations (weight-only)", replace(now, mode="weight-only")))
@@ -96,30 +100,36 @@ def overridden(recipe: Recipe, cures: Mapping[str, LayerRecipe | None]) -> Recip
 class _Every:
     """An observer that lets every kind of observer see."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: QuantizedLinear) -> None:
         self.kinds: dict[str, Observer] = {name: kind() for name, kind in OBSERVERS.items()}
+        self._layer = layer
 
     def observe(self, x: Any) -> None:
+        x = changed_input(self._layer, x)
         for observer in self.kinds.values():
             observer.observe(x)
 
 
 def ranges(
-    model: nn.Module, layers: Mapping[str, LayerRecipe], calibration: list[Any], progress: bool
+    model: nn.Module,
+    layers: Mapping[str, QuantizedLinear],
+    recipes: Mapping[str, LayerRecipe],
+    calibration: list[Any],
+    progress: bool,
 ) -> dict[str, dict[str, tuple[Any, Any]]]:
     """What each observer chooses for static layers: layer → observer → scale and zero point.
 
     One pass over the calibration data, whatever the number of observers.
     """
-    every = {name: _Every() for name in layers}
+    every = {name: _Every(layers[name]) for name in recipes}
     calibrate(model, every, calibration, progress)  # type: ignore[arg-type]
     return {
         name: {
-            kind: observer.qparams(layers[name].activation)
+            kind: observer.qparams(recipe.activation)
             for kind, observer in every[name].kinds.items()
             if not observer.is_empty
         }
-        for name in layers
+        for name, recipe in recipes.items()
     }
 
 

@@ -13,6 +13,8 @@ from .switching import Forward
 
 ROWS = 512
 """Rows of a layer's input that are kept, at least, where it has so many; fewer than twice that."""
+FEW = 128
+"""Rows that are kept in any case."""
 MEMORY = 256 << 20
 """Bytes of kept inputs, about, of all layers together."""
 
@@ -69,10 +71,16 @@ class Inputs:
             self._held, self._stride = len(self._kept[0]), 2 * self._stride
 
     def rows(self) -> Tensor:
-        """The rows that were kept, ``(n, in_features)``, in the dtype they came in."""
+        """The rows that were kept, ``(n, in_features)``, in the dtype they came in: of little data
+        an eighth, so that a layer's numbers cost less than a pass over it, but no fewer than
+        :data:`FEW`."""
         if not self._kept:
             return torch.empty(0, self.in_features)
-        self._kept = [torch.cat(self._kept)]
+        few = max(FEW, self.seen // 8)
+        if len(self._kept) > 1 or self._held > few:
+            every = -(-self._held // few)
+            self._kept = [torch.cat(self._kept)[::every].clone()]
+            self._held, self._stride = len(self._kept[0]), self._stride * every
         return self._kept[0]
 
 

@@ -28,7 +28,7 @@ from .numbers import Cause, Damage, Diagnosis, LayerDiagnosis
 from .samples import Sample, batches_of, extent, sample, whole_batches
 from .switching import Forward, ready, run, switched
 from .trials import Clinic, cause
-from .variants import build, chosen, computed, needs_calibration
+from .variants import build, chosen, computed
 
 BUDGET = 16.0
 """What a diagnosis may cost, in runs of the model over all the data."""
@@ -91,6 +91,7 @@ def diagnose(
         ValueError: no data; a recipe that quantizes none of the model's layers; a number out of
             range; a ``cache`` that is another kind of file; what :func:`zeropoint.quantize` raises.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
     >>> diagnosis = diagnose(model, [torch.randn(64, 16)])
     >>> [layer.name for layer in diagnosis.layers]
@@ -330,7 +331,7 @@ def _samples(
 ) -> int:
     """How many rows keep the diagnosis within its budget."""
     fixed = _FIXED + metric_calls
-    fixed += _CALIBRATING * any(needs_calibration(x) for x in recipes.values())
+    fixed += _CALIBRATING * any(x.needs_calibration for x in recipes.values())
     runs = 2 + (2 + 2 * TREATED) * len(recipes)
     share = min(1.0, max(0.0, budget - fixed) / runs)
     wanted = max(1, int(share * sum(rows(batch) for batch in batches)))

@@ -28,7 +28,7 @@ from .damages import Damages
 from .inputs import Inputs
 from .layer_numbers import alone_db
 from .numbers import Cause, Damage, LayerDiagnosis, Trial
-from .variants import Variants, build, computed, layer_bytes
+from .variants import Variants, build, changed_input, computed, layer_bytes
 from .words import decibels, error
 
 
@@ -102,7 +102,7 @@ class Clinic:
         found: dict[str, dict[str, float]] = {x.name: {} for x in layers}
         if not static:
             return found
-        chosen = ranges(self.model, static, self.calibration, progress)
+        chosen = ranges(self.model, self.variants.layers, static, self.calibration, progress)
         for batch in self.calibration:
             self.damages.meter.ran(batch)
         for name, kinds in chosen.items():
@@ -115,9 +115,10 @@ class Clinic:
     def _own_range(self, x: LayerDiagnosis) -> float:
         """The layer's SQNR with a range chosen on the inputs that were kept of the data."""
         observer = OBSERVERS[DEFAULT_OBSERVER]()
-        observer.observe(self.inputs[x.name].rows())
+        layer = self.variants.layers[x.name]
+        observer.observe(changed_input(layer, self.inputs[x.name].rows()))
         qparams = observer.qparams(x.recipe.activation)
-        return self._alone(x.name, with_range(self.variants.layers[x.name], *qparams))
+        return self._alone(x.name, with_range(layer, *qparams))
 
     def _alone(self, name: str, layer: QuantizedLinear) -> float:
         return alone_db(self.floats[name], layer, self.inputs[name])

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
+from ..input_transform import transform_input, walsh_hadamard
+from ..layout import expand_groups
 from ..modules import QuantizedLinear
 from ..quantize import quantize
 from ..recipes import LayerRecipe, Recipe
 from ..reference import quantize_rows, quantize_static
-from ..tensor import expand_groups
 from ..walk import Selection
 from .switching import Forward, as_it_was
 
@@ -28,11 +29,6 @@ def chosen(model: nn.Module, recipe: Recipe) -> Selection:
         return "the recipe keeps it float" if layer is None else layer
 
     return Selection(model, None, None, choose)
-
-
-def needs_calibration(layer: LayerRecipe) -> bool:
-    """Whether ``quantize`` must see data for it."""
-    return layer.mode == "static"
 
 
 @dataclass
@@ -82,7 +78,7 @@ def build(
         ValueError, TypeError: as :func:`zeropoint.quantize`.
     """
     wanted = chosen(model, recipe).chosen
-    needed = any(needs_calibration(layer) for layer in wanted.values())
+    needed = any(layer.needs_calibration for layer in wanted.values())
     if not wanted:
         return Variants({}, left=chosen(model, recipe).left_in_order())
     with as_it_was(model):
@@ -119,9 +115,31 @@ def _integers(q: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
     return Integers(q, real, qmin, qmax, low, high, scale)
 
 
+def changed_input(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    """What the layer makes of its input before anything else, see :mod:`zeropoint.input_transform`;
+    float32."""
+    if layer.input_factor is None:
+        return x.to(torch.float32)
+    return transform_input(x, layer.input_factor, layer.rotation)
+
+
+def unchanged_input(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    """The inverse of :func:`changed_input`."""
+    if layer.input_factor is None:
+        return x
+    return walsh_hadamard(x, layer.rotation) / layer.rotation / layer.input_factor
+
+
+def changed_weight(layer: QuantizedLinear, weight: Tensor) -> Tensor:
+    """The float weight that belongs to the changed input; float32."""
+    weight = weight.detach().to(torch.float32)
+    if layer.input_factor is None:
+        return weight
+    return walsh_hadamard(weight / layer.input_factor, layer.rotation) / layer.rotation
+
+
 def quantized_input(layer: QuantizedLinear, x: Tensor) -> Integers | None:
-    """The rows ``(n, in_features)`` as the layer sees them; ``None`` where it leaves them float."""
-    x = x.to(torch.float32)
+    """Rows ``(n, in_features)``, changed already, as integers; ``None`` where they stay float."""
     if layer.mode == "weight-only":
         return None
     if layer.mode == "dynamic":
@@ -168,7 +186,7 @@ def simulated(layer: QuantizedLinear) -> Forward:
     weight = layer.weight_qtensor().dequantize()
 
     def forward(input: Tensor) -> Tensor:
-        x = input.reshape(-1, layer.in_features).to(torch.float32)
+        x = changed_input(layer, input.reshape(-1, layer.in_features))
         seen = quantized_input(layer, x)
         if seen is not None:
             # Rows that hold NaN or Inf give NaN, as in the layer (static clamps Inf; a float model
