@@ -24,6 +24,7 @@ from . import bench as bench_
 from . import doctor as doctor_
 from . import kernels, sources
 from . import limits as limits_
+from .commands.diagnose import diagnose
 from .commands.explain import explain
 from .commands.loading import load as _load
 from .commands.printing import check_writable as _check_writable
@@ -345,6 +346,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(1)
 
 
+app.command(no_args_is_help=True)(diagnose)
 # Unknown options are left to the command, since −1.0 looks like one.
 app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(explain)
 
