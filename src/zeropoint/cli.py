@@ -236,7 +236,7 @@ def inspect(
     )
     for key, value in content.metadata.items():
         console.print(f"{key}: {value}", soft_wrap=True)
-    layers = _table("quantized layer", "mode", "in × out", "bias", "bytes")
+    layers = _table("quantized layer", "mode", "weight", "in × out", "bias", "bytes")
     own: set[str] = set()
     for name, layer in content.layers.items():
         names = [f"{name}.{key}" if name else key for key in layer.tensors()]
@@ -244,7 +244,9 @@ def inspect(
         count = sum(content.tensors[n].nbytes for n in names if n in content.tensors)
         shape = f"{layer.in_features} × {layer.out_features}"
         bias = "yes" if layer.bias else "no"
-        layers.add_row(name or "(the model)", layer.mode, shape, bias, size(count))
+        groups = "" if layer.group_size is None else f" by {layer.group_size}"
+        weight = f"{layer.bits} bits{groups}"
+        layers.add_row(name or "(the model)", layer.mode, weight, shape, bias, size(count))
     tensors = _table("other tensor", "dtype", "shape", "bytes")
     for name, t in content.tensors.items():
         if name not in own:
