@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import reports
 from zeropoint import Linear, QuantizedLinear, Report, compare
 
 HOSTILE = "</script><script>alert(1)</script>$x^2$\"'&_#010101"
@@ -91,7 +92,9 @@ def test_no_external_reference(page: Path, parsed: Page) -> None:
     assert policy["content"].startswith("default-src 'none'")
 
 
-def test_ids_are_unique_and_references_resolve(parsed: Page) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_ids_are_unique_and_references_resolve(parsed: Page, full: bool) -> None:
+    parsed = Page(reports.full().to_html()) if full else parsed
     ids = [a["id"] for _, a in parsed.elements if "id" in a]
     assert len(ids) == len(set(ids))
     for _, attrs in parsed.elements:
@@ -190,6 +193,11 @@ def test_odd_reports_render(report: Report, case: str) -> None:
     assert len(page.of("details")) == len(report.layers)
     if case == "exact":
         assert "exact" in [text for _, text in page.of("text")]
+
+
+def test_a_hundred_layers_weigh_little_more_than_a_megabyte(report: Report) -> None:
+    layers = tuple(replace(report.layers[n % 12], name=f"layers.{n}") for n in range(100))
+    assert len(replace(report, layers=layers).to_html().encode()) < 1.6e6
 
 
 def test_title(report: Report) -> None:

@@ -31,11 +31,11 @@ def render(r: Report, title: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    worst = r.worst(3)
+    worst = words.marked(r)
     content: dict[str, Any] = {
         "causes": sections.causes(r),
         "front": sections.front(r.front),
-        "layers": [_row(n, x, x in worst) for n, x in _numbered(r)],
+        "layers": [_row(n, x, x.name in worst) for n, x in _numbered(r)],
         "details": sections.layers(r),
         "left": [{"cells": (n or "(model)", why or "–"), "link": ""} for n, why in r.left.items()],
         "environment": _environment(r),

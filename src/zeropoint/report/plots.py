@@ -178,10 +178,10 @@ def front(f: Front) -> str:
             )  # fmt: skip
             titles[key] = [point_in_words(f, p) for p in points]
             if key == "uniform":
-                for a, b, p in zip(x, y, points, strict=True):
+                for i, (a, b, p) in enumerate(zip(x, y, points, strict=True)):
                     axes.annotate(
-                        choices(p), (a, b), xytext=(6, 5), textcoords="offset points",
-                        fontsize=9, color=SOFT, gid="note",
+                        choices(p), (a, b), xytext=(10, 7), textcoords="offset points",
+                        fontsize=9, color=SOFT, gid=f"note-{i}",
                     )  # fmt: skip
         axes.axhline(0, color=SOFT, linewidth=0.8)
         if f.budget.max_drop is not None:
@@ -244,7 +244,8 @@ def _limit(line: Any, axes: Axes, text: str, at: tuple[float, float], across: bo
     along = ("axes fraction", "data") if across else ("data", "axes fraction")
     axes.annotate(
         text, at, xycoords=along, xytext=(-4, 4) if across else (4, -12),
-        textcoords="offset points", ha="right" if across else "left", fontsize=9, gid="note",
+        textcoords="offset points", ha="right" if across else "left", fontsize=9,
+        gid=f"note-{'drop' if across else 'cost'}",
     )  # fmt: skip
 
 

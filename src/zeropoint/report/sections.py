@@ -19,16 +19,18 @@ OPEN = 1
 
 def layers(r: Report) -> list[dict[str, Any]]:
     """A section for each layer, in model order."""
-    worst = [x.name for x in r.worst(3)]
+    worst = words.marked(r)
     known = {} if r.diagnosis is None else {x.name: x for x in r.diagnosis.layers}
     causes = {} if r.diagnosis is None else {c.layer: c for c in r.diagnosis.causes}
-    opened = [c.layer for c in r.diagnosis.causes] if r.diagnosis and r.diagnosis.causes else worst
+    opened = [x.name for x in r.worst(OPEN)]
+    if r.diagnosis is not None and r.diagnosis.causes:
+        opened = [c.layer for c in r.diagnosis.causes[:OPEN]]
     return [
         {
             "number": n,
             "label": x.label,
             "worst": x.name in worst,
-            "open": x.name in opened[:OPEN],
+            "open": x.name in opened,
             "cause": _cause(causes[x.name]) if x.name in causes else None,
             "fact": f"alone {words.decibels(x.alone)}",
             "facts": _facts(x, known.get(x.name)),
@@ -97,11 +99,15 @@ def _pictures(x: LayerReport) -> dict[str, Any]:
 def _cause(c: Cause) -> dict[str, str]:
     return {
         "kind": c.kind.replace("-", " "),
-        "evidence": c.evidence,
+        "evidence": _sentence(c.evidence),
         "cure": c.cure_text,
         "repair": f"With only this layer quantized, the model’s output is {damage(c.before)} off "
         f"before and {damage(c.after)} after.",
     }
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def damage(x: Damage) -> str:
@@ -135,7 +141,7 @@ def causes(r: Report) -> dict[str, Any] | None:
         {
             "link": f"layer-{place[c.layer]}" if c.layer in place else "",
             "cells": (
-                c.label, c.kind.replace("-", " "), c.evidence, c.cure_text,
+                c.label, c.kind.replace("-", " "), _sentence(c.evidence), _sentence(c.cure_text),
                 damage(c.before), damage(c.after),
             ),
         }

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.markup import escape
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -41,9 +42,9 @@ class View:
             yield _layers(r, options.max_width >= WIDE)
         if r.left:
             yield _left(r)
-        for beside in (r.diagnosis, r.front):
+        for title, beside in (("diagnosis", r.diagnosis), ("search", r.front)):
             if beside is not None:
-                yield Text()
+                yield Rule(title, align="left", style="dim", characters="─")
                 yield beside
         if r.environment is not None:
             e = r.environment
@@ -125,7 +126,7 @@ def _whole(r: Report) -> Table:
 
 
 def _layers(r: Report, wide: bool) -> Table:
-    worst = {x.name for x in r.worst(3)}
+    worst = words.marked(r)
     given = {x.recipe or x.mode for x in r.layers}
     title = "Layers, in model order" + (f", all {given.pop()}" if len(given) == 1 else "")
     caption = (

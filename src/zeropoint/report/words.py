@@ -125,6 +125,11 @@ def count(n: int, one: str, many: str) -> str:
     return f"{n} {one if n == 1 else many}"
 
 
+def marked(r: Report) -> set[str]:
+    """Names of the layers marked as worst: a quarter of them, at most three."""
+    return {x.name for x in r.worst(max(1, min(3, len(r.layers) // 4)))}
+
+
 def ratio(before: float, after: float) -> float:
     return before / after if after else math.nan
 
