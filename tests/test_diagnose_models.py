@@ -101,7 +101,7 @@ def encoder() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def sentences() -> list[Any]:
-    return models.token_batches(models.load_tokenizer(), models.english_sentences(32))
+    return models.token_batches(models.load_tokenizer(), models.english_sentences(16))
 
 
 def cosine_to(expected: Tensor, batches: list[Any]) -> Any:
@@ -135,6 +135,31 @@ def test_minilm_outlier_channels(encoder: nn.Module, sentences: list[Any]) -> No
     after = float(metric(repaired(model, found, sentences)).mean())
     assert after == pytest.approx(found.metric.repaired, abs=1e-6)
     assert after > healthy - 0.0005
+
+
+class Ruined(MinMaxObserver):
+    """Takes a range a hundred times too wide."""
+
+    def _range(self, spec: QuantSpec) -> tuple[float, float]:
+        return 100 * self.lo, 100 * self.hi
+
+
+@pytest.mark.model
+def test_minilm_ruined_range(
+    encoder: nn.Module, sentences: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = cosine_to(models.embed(encoder, sentences), sentences)
+    monkeypatch.setitem(OBSERVERS, "ruined", Ruined)
+    ruined, name = LayerRecipe("static", observer="ruined"), f"{LAYER}.intermediate.dense"
+    recipe = Recipe(LayerRecipe("dynamic"), ((name, ruined),))
+    found = diagnose(encoder, sentences, metric, recipe=recipe, samples=2, metric_layers=0)
+    assert [c.layer for c in found.causes] == [name]
+    assert found.causes[0].kind == "bad-range"
+    assert found.metric is not None
+    assert found.metric.quantized < 0.98
+    after = float(metric(repaired(encoder, found, sentences)).mean())
+    assert after == pytest.approx(found.metric.repaired, abs=1e-6)
+    assert after > 0.998
 
 
 @pytest.mark.model
@@ -210,6 +235,7 @@ def language() -> tuple[LanguageModel, Tensor]:
 def losses_of(text: Tensor) -> Any:
     """Cross-entropy of each text, nats a character."""
 
+    @torch.no_grad()
     def loss(model: nn.Module) -> Tensor:
         found = F.cross_entropy(model(text[:, :-1]).transpose(1, 2), text[:, 1:], reduction="none")
         return found.mean(1)
@@ -239,13 +265,6 @@ def test_language_model_outlier_channels(language: tuple[LanguageModel, Tensor])
     after = float(loss(repaired(model, found, data)).mean())
     assert after == pytest.approx(found.metric.repaired, abs=1e-5)
     assert after < found.metric.float_model + 0.01
-
-
-class Ruined(MinMaxObserver):
-    """Takes a range a hundred times too wide."""
-
-    def _range(self, spec: QuantSpec) -> tuple[float, float]:
-        return 100 * self.lo, 100 * self.hi
 
 
 def test_language_model_ruined_range(

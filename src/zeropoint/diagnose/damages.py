@@ -29,7 +29,12 @@ class Meter:
         self.evaluations = 0.0
 
     def ran(self, batch: Any) -> None:
+        """One run on a batch."""
         self.evaluations += extent(batch) / self.total
+
+    def ran_over(self, batches: list[Any], runs: int) -> None:
+        """So many runs, evenly over the batches."""
+        self.evaluations += sum(map(extent, batches)) / len(batches) * runs / self.total
 
 
 class Damages:

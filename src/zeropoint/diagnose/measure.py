@@ -155,8 +155,7 @@ class _Work:
     ) -> Diagnosis:
         seconds = self._look()
         self.variants = build(self.model, self.recipe, self.calibration, self.progress)
-        for batch in self.calibration * self.variants.passes:
-            self.meter.ran(batch)
+        self.meter.ran_over(self.calibration, self.variants.runs)
         part = self._sample(wanted)
         self.damages = Damages(self.model, part, pick, self.cache, self.meter)
         layers, before = self._layers()

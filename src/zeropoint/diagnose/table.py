@@ -37,7 +37,7 @@ class View:
         lines = [
             f"Damages: {d.samples} of {d.rows} rows, in {d.sample_batches} of {d.batches} batches. "
             f"Cost: {d.evaluations:.1f} runs of the model over the data; {d.seconds:.3g} s, where "
-            f"one evaluation takes {d.evaluation_seconds:.3g} s.",
+            f"one of them takes {d.evaluation_seconds:.3g} s.",
             *d.notes,
         ]
         yield Text("\n".join(lines), style="dim")

@@ -103,8 +103,7 @@ class Clinic:
         if not static:
             return found
         chosen = ranges(self.model, self.variants.layers, static, self.calibration, progress)
-        for batch in self.calibration:
-            self.damages.meter.ran(batch)
+        self.damages.meter.ran_over(self.calibration, len(self.calibration))
         for name, kinds in chosen.items():
             layer = self.variants.layers[name]
             made = {kind: with_range(layer, *qparams) for kind, qparams in kinds.items()}
@@ -134,9 +133,7 @@ class Clinic:
         built = build(
             self.model, overridden(Recipe(None), to_build), self.calibration, progress=progress
         )
-        for _ in range(built.passes):
-            for batch in self.calibration:
-                self.damages.meter.ran(batch)
+        self.damages.meter.ran_over(self.calibration, built.runs)
         runs: dict[str, Any] = {}
         made: dict[str, tuple[QuantizedLinear, float, str]] = {}
         for p, c in tried:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .. import kernels
 from ..input_transform import transform_input, walsh_hadamard
@@ -39,13 +41,13 @@ class Variants:
         layers: name → quantized layer.
         recipes: name → what it was given.
         left: Linear layers that stay float: name → reason.
-        passes: how often the model ran over the calibration data.
+        runs: how often the model ran on a batch of calibration data, parts of a run included.
     """
 
     layers: dict[str, QuantizedLinear]
     recipes: dict[str, LayerRecipe] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
-    passes: int = 0
+    runs: int = 0
     _computed: dict[str, Forward] = field(default_factory=dict)
 
     def computed(self, name: str) -> Forward:
@@ -81,7 +83,7 @@ def build(
     needed = any(layer.needs_calibration for layer in wanted.values())
     if not wanted:
         return Variants({}, left=chosen(model, recipe).left_in_order())
-    with as_it_was(model):
+    with as_it_was(model), _counted(model) as runs:
         result = quantize(
             model,
             recipe,
@@ -92,7 +94,24 @@ def build(
         modules = dict(result.named_modules(remove_duplicate=False))
         made = {n: modules[n] for n in wanted if isinstance(modules[n], QuantizedLinear)}
         left: dict[str, str] = dict(result.quantization.left)  # type: ignore[union-attr,arg-type]
-    return Variants(made, {n: wanted[n] for n in made}, left, int(needed))  # type: ignore[arg-type]
+    return Variants(made, {n: wanted[n] for n in made}, left, len(runs))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[list[None]]:
+    """A list that grows by one whenever the model is called. No hook of the model's own, since a
+    layer that has hooks is not quantized."""
+    calls: list[None] = []
+
+    def count(module: nn.Module, _args: Any) -> None:
+        if module is model:
+            calls.append(None)
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 class Integers(NamedTuple):
