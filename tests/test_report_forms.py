@@ -21,8 +21,8 @@ from torch import nn
 
 from twins import quantized
 from zeropoint import Linear, Report, compare
+from zeropoint.atomic import write_text
 from zeropoint.report import Difference, Timing, schema, words
-from zeropoint.report.numbers import write_text
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ them: terminal table (``table``), JSON (``schema.json`` describes it), HTML (``p
 """
 
 from ..running import model_bytes
+from .as_json import SCHEMA_VERSION, schema
 from .measure import compare
 from .numbers import (
-    SCHEMA_VERSION,
     Difference,
     Environment,
     Grid,
@@ -20,7 +20,6 @@ from .numbers import (
     Outputs,
     Report,
     Timing,
-    schema,
 )
 
 __all__ = [

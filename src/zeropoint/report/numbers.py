@@ -1,4 +1,4 @@
-"""The numbers of a report, and their JSON. Nothing here measures or draws.
+"""The numbers of a report. Nothing here measures or draws; ``as_json`` reads and writes them.
 
 Units: seconds, bytes, decibels. A signal-to-quantization-noise ratio is
 ``SQNR = 10 · log10(Σ y² / Σ (y − ŷ)²)`` with ``y`` the float model's value and ``ŷ`` the quantized
@@ -7,13 +7,10 @@ model's: 20 dB is noise of a tenth of the signal's amplitude, 40 dB of a hundred
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from importlib.resources import files
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import write_text
@@ -22,9 +19,6 @@ from ..statistics import Comparison, Estimate
 if TYPE_CHECKING:
     from ..diagnose.numbers import Diagnosis
     from ..search.numbers import Front
-
-SCHEMA_VERSION = 1
-"""Version of the JSON: raised when a field changes its meaning or goes, not when one is added."""
 
 
 @dataclass(frozen=True)
@@ -261,16 +255,13 @@ class Report:
         return sorted(lossy, key=lambda x: x.alone.sqnr_db)[:count]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers, as :func:`schema` describes them.
+        """Plain dicts, lists, strings and numbers, as :func:`zeropoint.report.schema` says.
 
         Numbers that JSON does not have are ``None``; the schema says what that means where.
         """
-        beside = {
-            k: None if x is None else x.to_dict()
-            for k, x in (("diagnosis", self.diagnosis), ("front", self.front))
-        }
-        own = _plain(replace(self, diagnosis=None, front=None))
-        return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **own, **beside}
+        from .as_json import to_dict
+
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
@@ -279,18 +270,15 @@ class Report:
         Raises:
             ValueError: another schema version, or a field that is missing or of the wrong type.
         """
-        version = data.get("schema_version") if isinstance(data, Mapping) else None
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {version!r}")
-        try:
-            return _report(data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a report: {type(error).__name__}: {error}") from error
+        from .as_json import from_dict
+
+        return from_dict(data)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as JSON text, also written to ``path`` (atomically) where one is given."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
+        from .as_json import to_text
+
+        text = to_text(self)
         if path is not None:
             write_text(path, text)
         return text
@@ -329,111 +317,3 @@ class Report:
         from .table import plain_text
 
         return plain_text(self)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of :meth:`Report.to_dict`."""
-    return json.loads((files(__package__) / "schema.json").read_text("utf-8"))
-
-
-_NUMBERS = re.compile(r"\[\n[-+.eE\d\s,]+\]")
-"""A list of numbers: one line instead of hundreds. No string of JSON holds a line break."""
-
-_DERIVED = {
-    Difference: ("sqnr_db", "exact"),
-    Latency: ("speedup", "distinguishable"),
-}
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Estimate | Comparison):
-        return x.to_dict()
-    if is_dataclass(x):
-        names = (*(f.name for f in fields(x)), *_DERIVED.get(type(x), ()))
-        return {name: _plain(getattr(x, name)) for name in names}
-    if isinstance(x, Mapping):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    if isinstance(x, float) and not math.isfinite(x):
-        return None
-    return x
-
-
-def _make(cls: Any, data: Mapping[str, Any]) -> Any:
-    return cls(**{f.name: data[f.name] for f in fields(cls)})
-
-
-def _number(x: float | None) -> float:
-    return math.nan if x is None else x
-
-
-def _histogram(data: Mapping[str, Any] | None) -> Histogram | None:
-    if data is None:
-        return None
-    grids = tuple(_make(Grid, g) for g in data["grids"])
-    return Histogram(tuple(data["edges"]), tuple(data["counts"]), grids)
-
-
-def _integers(data: Mapping[str, Any] | None) -> Integers | None:
-    return None if data is None else Integers(data["qmin"], tuple(data["counts"]))
-
-
-def _layer(data: Mapping[str, Any]) -> LayerReport:
-    found: dict[str, Any] = {
-        k: _make(Difference, data[k]) for k in ("weight", "alone", "accumulated")
-    }
-    found |= {k: _histogram(data.get(k)) for k in ("histogram", "inputs")}
-    found |= {k: _integers(data.get(k)) for k in ("integers", "input_integers")}
-    return _make(LayerReport, {"recipe": "", **data, **found})
-
-
-def _beside(data: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if data.get("diagnosis") is not None:
-        from ..diagnose.numbers import Diagnosis
-
-        found["diagnosis"] = Diagnosis.from_dict(data["diagnosis"])
-    if data.get("front") is not None:
-        from ..search.numbers import Front
-
-        found["front"] = Front.from_dict(data["front"])
-    return found
-
-
-def _report(data: Mapping[str, Any]) -> Report:
-    outputs, metric, environment = data["outputs"], data["metric"], data["environment"]
-    return Report(
-        model=data["model"],
-        batches=data["batches"],
-        outputs=Outputs(
-            _make(Difference, outputs["difference"]),
-            _number(outputs["cosine_mean"]),
-            _number(outputs["cosine_min"]),
-            outputs["vectors"],
-            Estimate.from_dict(outputs.get("cosine")),
-        ),
-        metric=metric
-        and Metric(
-            metric["name"],
-            _number(metric["before"]),
-            _number(metric["after"]),
-            Comparison.from_dict(metric.get("comparison")),
-        ),
-        bytes_before=data["bytes_before"],
-        bytes_after=data["bytes_after"],
-        latency=tuple(
-            _make(
-                Latency,
-                {**x, "before": _make(Timing, x["before"]), "after": _make(Timing, x["after"])},
-            )
-            for x in data["latency"]
-        ),
-        layers=tuple(_layer(x) for x in data["layers"]),
-        left=dict(data["left"]),
-        environment=environment
-        and _make(
-            Environment, {**environment, "available_isas": tuple(environment["available_isas"])}
-        ),
-        **_beside(data),
-    )

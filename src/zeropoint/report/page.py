@@ -7,7 +7,8 @@ from importlib.resources import files
 from typing import Any
 
 from . import table, words
-from .numbers import SCHEMA_VERSION, LayerReport, Report
+from .as_json import SCHEMA_VERSION
+from .numbers import LayerReport, Report
 
 
 def render(r: Report, title: str | None = None) -> str:
