@@ -6,7 +6,6 @@ says what; 2 the command line itself was wrong.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import sys
@@ -22,8 +21,9 @@ from typer.core import TyperGroup
 
 from . import bench as bench_
 from . import doctor as doctor_
-from . import kernels, sources
 from . import limits as limits_
+from . import sources
+from .commands.compare import compare
 from .commands.diagnose import diagnose
 from .commands.explain import explain
 from .commands.loading import load as _load
@@ -32,11 +32,12 @@ from .commands.printing import console as _console
 from .commands.printing import error as _error
 from .commands.printing import table as _table
 from .commands.printing import warn as _warn
+from .commands.printing import warn_if_reference as _warn_if_reference
 from .commands.printing import write_json as _write_json
+from .commands.search import search
 from .formats import native
 from .quantize import RECIPES
 from .quantize import quantize as quantize_model
-from .report import compare as compare_models
 from .report.words import size
 from .running import model_bytes
 
@@ -178,44 +179,6 @@ def quantize(
 
 
 @app.command(no_args_is_help=True)
-def compare(
-    model: Annotated[str, typer.Argument(metavar="FLOAT_MODEL", help="As MODEL of quantize.")],
-    file: Annotated[
-        Path, typer.Argument(metavar="QUANTIZED_FILE", help="What quantize wrote for that model.")
-    ],
-    data: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="Inputs: .safetensors, .npz, .npy, or lines of .txt."),
-    ],
-    json_file: Json = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots.")
-    ] = None,
-    batch_size: BatchSize = 32,
-    limit: Limit = None,
-    max_tokens: MaxTokens = 128,
-) -> None:
-    """Run a float model and its quantized file side by side: error, bytes and time, by layer.
-
-    zeropoint compare ./all-MiniLM-L6-v2 minilm.safetensors --data sentences.txt --html out.html
-    """
-    for option, path in (("--json", json_file), ("--html", html)):
-        _check_writable(option, path)
-    _warn_if_reference()
-    loaded = _load(model)
-    batches = sources.load_data(
-        data, loaded, batch_size=batch_size, limit=limit, max_tokens=max_tokens
-    )
-    quantized = native.load(file, copy.deepcopy(loaded.model))
-    report = compare_models(loaded.model, quantized, batches)
-    _console(markup=True).print(report)
-    if json_file is not None:
-        report.to_json(json_file)
-    if html is not None:
-        report.to_html(html)
-
-
-@app.command(no_args_is_help=True)
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of zeropoint.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -348,9 +311,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise typer.Exit(1)
 
 
+app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(diagnose)
 # Unknown options are left to the command, since −1.0 looks like one.
 app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(explain)
+app.command(no_args_is_help=True)(search)
 
 
 def main() -> None:
@@ -364,11 +329,6 @@ def main() -> None:
 
 def _show_warning(message: Any, *_where: Any, **_more: Any) -> None:
     _warn(message)
-
-
-def _warn_if_reference() -> None:
-    if kernels.active_isa() == kernels.REFERENCE:
-        _warn("no kernel computes here but the slow reference; see zeropoint doctor")
 
 
 def _tell_sizes(out: Path, before: int) -> None:
