@@ -35,6 +35,7 @@ from .commands.printing import warn as _warn
 from .commands.printing import warn_if_reference as _warn_if_reference
 from .commands.printing import write_json as _write_json
 from .commands.search import search
+from .commands.rescue import rescue
 from .formats import native
 from .quantize import RECIPES
 from .quantize import quantize as quantize_model
@@ -315,6 +316,7 @@ app.command(no_args_is_help=True)(compare)
 app.command(no_args_is_help=True)(diagnose)
 # Unknown options are left to the command, since −1.0 looks like one.
 app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(explain)
+app.command(no_args_is_help=True)(rescue)
 app.command(no_args_is_help=True)(search)
 
 
