@@ -6,8 +6,6 @@ dynamic, by every engine of the installed torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,27 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zeropoint
+from torch_models import ENGINES, torchs_engine
 from zeropoint import QTensor, compat, kernels
 from zeropoint.compat import ops
 from zeropoint.compat.quantized import functional
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# x86 is one of the others, by the shape.
-ENGINES = [e for e in ("fbgemm", "onednn", "qnnpack", "x86")
-           if e in torch.backends.quantized.supported_engines]  # fmt: skip
 # Without the dot-product instructions, torch's kernels saturate when both operands use all 8 bits.
 TORCH_IS_EXACT = torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-@contextmanager
-def torchs_engine(name: str) -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
 
 
 @st.composite
