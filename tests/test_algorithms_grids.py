@@ -74,14 +74,15 @@ def test_clipping_finds_the_best_of_all_ranges_it_may_choose():
         assert bool((found[:, 0] <= error.square().sum(1) * (1 + 1e-6)).all())
 
 
-def test_one_end_is_clipped_alone_where_only_it_has_an_outlier():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_end_is_clipped_alone_where_only_it_has_an_outlier(sign):
     spec = QuantSpec(bits=4, signed=False, symmetric=False, granularity=PerChannel(0))
-    weight = torch.cat([torch.linspace(-1, 1, 5000), torch.tensor([4.0])])[None]
+    weight = sign * torch.cat([torch.linspace(-1, 1, 5000), torch.tensor([4.0])])[None]
     grid = clip(weight, spec)
-    low = grid.scale * (spec.qmin - grid.zero_point)
-    high = grid.scale * (spec.qmax - grid.zero_point)
-    assert float(high) < 2
-    assert float(low) < -0.9
+    ends = (grid.scale * (q - grid.zero_point) * sign for q in (spec.qmin, spec.qmax))
+    low, high = sorted(float(end) for end in ends)
+    assert high < 2
+    assert low < -0.9
 
 
 def test_chunks_do_not_matter(monkeypatch):

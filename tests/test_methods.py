@@ -138,7 +138,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         for layer in self.twice:
-            x = x + layer(self.inner(x).tanh())
+            x = x + self.inner(layer(x).tanh())
         return x
 
 
@@ -180,7 +180,7 @@ def test_layers_are_taken_in_the_order_of_their_calls_and_see_all_of_them():
         patch.setattr(InputStatistics, "observe", spy)
         result = quantize(model, recipe("gptq"), calibration=iter(data))
     assert list(result.quantization.done) == [
-        *(f"blocks.{i}.{n}" for i in range(3) for n in ("inner", "twice.0", "twice.1")),
+        *(f"blocks.{i}.{n}" for i in range(3) for n in ("twice.0", "inner", "twice.1")),
         "head",
     ]
     rows = sum(map(len, data))
