@@ -312,6 +312,23 @@ def test_layers_that_the_data_never_call_are_left() -> None:
     assert [g.layers for g in found.groups] == [("used",)]
 
 
+def test_layers_without_effect_on_the_output_are_left() -> None:
+    # Nothing tells how many bits they need: whoever needs them picks their output.
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pooler = Linear(16, 16), Linear(16, 8)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.body(x)
+            return h, self.pooler(h)
+
+    found = quick(Model(), batches(), choices=["int8-dynamic"])
+    assert found.left == {"pooler": "the output that is compared does not depend on it"}
+    second = quick(Model(), batches(), choices=["int8-dynamic"], output=lambda y: y[1])
+    assert [g.layers for g in second.groups] == [("body",), ("pooler",)]
+
+
 def test_the_model_is_as_it_was() -> None:
     model = mlp().train()
     before = copy.deepcopy(model.state_dict())

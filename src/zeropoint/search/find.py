@@ -26,6 +26,8 @@ from .validate import Fidelity, Judge
 CHOICES: tuple[str, ...] = ("int8-weight-only", "int8-dynamic", "int8-static")
 """What layers may get by default, beside float."""
 
+_NOTHING = 1e-13  # float64 cosines of equal vectors are off 1 by less
+
 
 def search(
     model: nn.Module,
@@ -204,12 +206,16 @@ def _damages(
         damages, measure(sensitivities.spread(damages, checks, seed)) if checks else {}
     )
     unknown = [(n, x) for n, row in damages.items() for x, d in row.items() if math.isnan(d)]
+    without_gradient = {name for name, _ in unknown}
     if check.spearman < sensitivities.TRUSTED:
         unknown = [(n, x) for n, row in damages.items() for x in row]
         check = replace(check, used="measured")
     for (name, label), value in measure(unknown).items():
         damages[name][label] = value
     for name, row in damages.items():
+        if name in without_gradient and max(row.values()) <= _NOTHING:
+            candidates.leave(name, "the output that is compared does not depend on it")
+            continue
         for label, value in row.items():
             if not math.isfinite(value):
                 candidates.drop(name, label)
