@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zeropoint import kernels, packings
+from zeropoint.layout import Layout
 
 pytestmark = pytest.mark.skipif(
     kernels.active_isa() == kernels.REFERENCE, reason="nothing is packed"
@@ -80,3 +81,13 @@ def test_version():
     assert packings.version(None) == -1
     with torch.inference_mode():
         assert packings.version(torch.zeros(1)) == -1
+
+
+def test_layers_that_read_one_buffer_as_two_widths():
+    codes = torch.randint(0, 256, (8, 3), dtype=torch.uint8)
+    scale, zero_point = torch.rand(8) + 0.1, torch.zeros(8, dtype=torch.int32)
+    layouts = [Layout.of(torch.Size((8, k)), False, bits, None) for k, bits in ((6, 4), (12, 2))]
+    wide, narrow = (packings.shared_qtensor(codes, scale, zero_point, x) for x in layouts)
+    assert (wide.shape, narrow.shape) == ((8, 6), (8, 12))
+    assert packings.remembered_qtensor(codes, scale, zero_point, layouts[0]).bits == 4
+    assert packings.remembered_qtensor(codes, scale, zero_point, layouts[1]).bits == 2
