@@ -289,3 +289,17 @@ def test_fewer_bits_lose_more(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
             errors.append(float((zeropoint.quantize(model, recipe)(x) - model(x)).square().mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 1000 * errors[-1]
+
+
+@each_spec
+def test_prepacked(spec: QuantSpec) -> None:
+    """Packed for the hardware where there is a kernel, held as it came where there is none."""
+    q, bias, x = quantize_to_spec(torch.randn(6, 20), spec), torch.randn(6), torch.randn(3, 20)
+    packed = zeropoint.prepack(q, bias)
+    for function in (functional.linear_dynamic, functional.linear):
+        assert_same_bits(function(x, packed), function(x, q, bias))  # type: ignore[operator, arg-type]
+    plain, _ = zeropoint.unpack(packed)
+    assert isinstance(plain, QTensor)
+    assert plain.spec == q.spec
+    assert_same_bits(plain.int_repr(), q.int_repr())
+    assert_same_bits(plain.dequantize(), q.dequantize())
