@@ -123,7 +123,11 @@ def _running_code() -> Iterator[tuple[str, bytes, str]]:
     for name, call, reason in (
         ("calls_function", Calls(strike), own),
         ("calls_system", Calls(os.system, shell), r"calls '(posix|nt)\.system'"),
-        ("calls_popen", Calls(subprocess.Popen, shell, -1), r"calls '(subprocess|commands)\.Popen'"),
+        (
+            "calls_popen",
+            Calls(subprocess.Popen, shell, -1),
+            r"calls '(subprocess|commands)\.Popen'",
+        ),
         ("calls_eval", Calls(eval, f"open({str(MARK)!r}, 'w')"), r"calls 'builtins\.eval'"),
         ("calls_getattr", Calls(getattr, "text", "upper"), r"calls 'builtins\.getattr'"),
         ("calls_torch_load", Calls(torch.load, "old.pt"), r"calls 'torch\.serialization\.load'"),
