@@ -181,7 +181,7 @@ def front(f: Front) -> str:
                 for i, (a, b, p) in enumerate(zip(x, y, points, strict=True)):
                     axes.annotate(
                         choices(p), (a, b), xytext=(10, 7), textcoords="offset points",
-                        fontsize=9, color=SOFT, gid=f"note-{i}",
+                        fontsize=9, color=SOFT, gid=f"note-{i}", zorder=2,
                     )  # fmt: skip
         axes.axhline(0, color=SOFT, linewidth=0.8)
         if f.budget.max_drop is not None:
