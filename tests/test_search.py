@@ -117,6 +117,15 @@ def test_uniform_allocations_are_never_expected_to_be_better(front: Front) -> No
         assert min(p.estimated_drop for p in same) <= u.estimated_drop
 
 
+def test_another_budget_chooses_another_point_of_the_same_front(front: Front) -> None:
+    bold = front.within(max_drop=1.0)
+    assert bold.chosen_index == 0
+    assert bold.points is front.points
+    assert front.within(max_bytes=front.points[1].bytes).chosen in front.points[:2]
+    assert front.within().chosen is None
+    assert front.within(max_drop=2e-6) == front
+
+
 # What is sensitive
 
 

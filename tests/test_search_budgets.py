@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_without_a_limit_of_the_drop_the_best_on_search_data_within_the_size() -
     assert choose(FRONT, Budget(max_bytes=9)) == (None, 0)
     unknown = [point(10, math.nan, 0.0), point(20, 0.3, 0.3)]
     assert choose(unknown, Budget(max_bytes=20)) == (1, 0)
+    assert choose([point(10, math.nan, 0.0)], Budget(max_bytes=20)) == (None, 0)
+
+
+def test_what_search_data_cannot_tell_apart_care_does() -> None:
+    bold, careful, worse = point(10, 0.0, 0.0), point(20, 0.0, 0.0), point(30, 0.1, 0.0)
+    assert choose([bold, careful, worse], Budget(max_bytes=30)) == (1, 0)
+    unsure = replace(bold, search_drop=Estimate(0.0, -0.2, 0.2, 10))
+    assert choose([unsure, careful, worse], Budget(max_bytes=30)) == (2, 0)
+    number = replace(bold, search_drop=Estimate(0.0, -math.inf, math.inf, 1))
+    assert choose([number, worse], Budget(max_bytes=30)) == (0, 0)
 
 
 def test_nothing_asked_nothing_chosen() -> None:

@@ -44,7 +44,8 @@ def choose(
 
     Where the drop is limited: the cheapest that keeps all budgets on search data, and on held-out
     data too. Otherwise, of those that keep the budgets of size and time, the one that drops least
-    on search data.
+    on search data; and of those that cannot be told from it there, since its interval holds their
+    drop, the most careful.
 
     Args:
         points: by ascending cost.
@@ -59,9 +60,13 @@ def choose(
         return None, 0
     fits = [i for i in range(boldest, len(points)) if within(points[i], budget)]
     if budget.max_drop is None:
-        drops = [(points[i].search_drop.value, i) for i in fits]
-        known = [pair for pair in drops if not math.isnan(pair[0])]
-        return (min(known)[1] if known else None), 0
+        drops = {i: d for i in fits if not math.isnan((d := points[i].search_drop).value)}
+        if not drops:
+            return None, 0
+        least = min(drops.values(), key=lambda d: d.value)
+        # Of a single number nothing is known: its interval would hold everything.
+        reach = least.high if math.isfinite(least.high) else least.value
+        return max(i for i, d in drops.items() if d.value <= reach), 0
     hopeful = [i for i in fits if points[i].search_drop.value <= budget.max_drop]
     for skipped, i in enumerate(hopeful):
         if points[i].measured.value <= budget.max_drop:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ class Front:
         points: by ascending cost. Each has the least damage that its cost allows.
         uniform: one choice for all layers, each choice once, for comparison.
         chosen_index: of the point that meets the budget on held-out data at the least cost; where
-            no drop is limited, the one within the budget that dropped least on search data.
+            no drop is limited, of the one within the budget that dropped least on search data.
         certain_index: of the boldest point that is certain to keep ``max_drop`` at ``level``: its
             interval and those of all more careful points end below it. Going from careful to bold
             and stopping at the first that fails keeps the risk of a wrong claim at that of one test
@@ -206,6 +206,29 @@ class Front:
         from .table import verdict
 
         return verdict(self)
+
+    def within(
+        self,
+        max_drop: float | None = None,
+        max_bytes: int | None = None,
+        max_latency: float | None = None,
+        *,
+        certain: bool = False,
+    ) -> Front:
+        """The same front, with the point that meets another budget chosen. Nothing is run.
+
+        The points lie where the first budget put them; a search for this one may find another that
+        comes nearer to it.
+        """
+        from .budgets import certain as find_certain
+        from .budgets import choose
+
+        budget = Budget(max_drop, max_bytes, max_latency)
+        boldest = find_certain(self.points, budget)
+        chosen, skipped = choose(self.points, budget, boldest if certain else 0)
+        return replace(
+            self, budget=budget, chosen_index=chosen, certain_index=boldest, skipped=skipped
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, as :func:`schema` describes them."""
