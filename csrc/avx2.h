@@ -6,6 +6,8 @@ struct Avx2Base {
   using i32 = __m256i;
   static constexpr int lanes = 8, quantize_width = 32;
   static constexpr int float_rows = 6, float_vecs = 2;
+  static constexpr int group_rows = 4, group_vecs = 2;
+  static constexpr bool keep_sums = false;
   static constexpr int a_offset = 0;
   static constexpr bool own_tile = false;
 

@@ -9,6 +9,8 @@ struct Avx512 {
   static constexpr int lanes = 16, quantize_width = 64;
   static constexpr int int_rows = 6, int_vecs = 4, int_chains = 10;
   static constexpr int float_rows = 6, float_vecs = 4;
+  static constexpr int group_rows = 6, group_vecs = 4;
+  static constexpr bool keep_sums = false;
   static constexpr int a_offset = 0;
   static constexpr bool own_tile = false;
   static constexpr int a_bytes = 1;

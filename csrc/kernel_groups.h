@@ -4,7 +4,11 @@
 //
 // V provides, besides: lut_t and make_lut(zero); nibble<J>(quad, lut), code J of eight as a float,
 // less the zero of the table; load_u8; low_codes and high_codes, the eight codes of a lane as two
-// times four bytes; dot_codes, four products of unsigned codes below 16 and signed bytes.
+// times four bytes; dot_codes, four products of unsigned codes below 16 and signed bytes; and
+// group_rows x group_vecs, the register tile of integers, with keep_sums: whether there is room for
+// the sums of floats beside those of integers. Where there is not, they are read and written once a
+// group, and with many registers to a group the loads that follow wait for stores to addresses that
+// only look alike.
 
 // How zero points come into the sum of codes times activations.
 enum Zero {
@@ -27,28 +31,39 @@ struct GroupTile {
   const int32_t* start;  // of integers: [rows][start_stride], what the accumulators start at
   int64_t start_stride;
   int64_t zero;  // OneZero: it
-  float* sum;    // [rows][sum_stride]
+  Type scale_type;
+  float* sum;  // [rows][sum_stride]
   int64_t sum_stride;
 };
 
-template <class V, Type S>
-ZP_INLINE typename V::f32 load_scale(const uint8_t* record, int64_t codes_bytes, int lane) {
-  return V::template load<S>(record + codes_bytes, lane);
+template <class V>
+ZP_INLINE typename V::f32 load_scale(Type type, const uint8_t* scales, int lane) {
+  switch (type) {
+    case BF16: return V::template load<BF16>(scales, lane);
+    case F16: return V::template load<F16>(scales, lane);
+    default: return V::template load<F32>(scales, lane);
+  }
 }
 
 // Where a group's zero points lie: behind its scales.
-template <Type S>
-ZP_INLINE const uint8_t* zeros_of(const uint8_t* record, int64_t codes_bytes) {
-  return record + codes_bytes + kPanel * (S == F32 ? 4 : 2);
+ZP_INLINE const uint8_t* zeros_of(Type scale_type, const uint8_t* scales) {
+  return scales + kPanel * (scale_type == F32 ? 4 : 2);
 }
 
-// R rows x int_vecs vectors of outputs from output `lane` of the panel on.
-template <class V, int R, Zero Z, Type S, bool Unpacked>
-void group_int_tile(const GroupTile& t, int lane) {
-  constexpr int N = V::int_vecs;
+// R rows x group_vecs vectors of outputs from output `lane` of the panel on.
+template <class V, int R, Zero Z, bool Unpacked>
+void group_int_tile(const GroupTile& tile, int lane) {
+  const GroupTile t = tile;  // what is written to `sum` could otherwise be part of it
+  constexpr int N = V::group_vecs;
   const int8_t* a = static_cast<const int8_t*>(t.x);
   const uint8_t* bytes = static_cast<const uint8_t*>(t.unpacked) + 4 * lane;
   const uint8_t* record = t.record;
+  typename V::f32 sum[R][N];
+  if constexpr (V::keep_sums) {
+    ZP_EACH(r, R)
+      ZP_EACH(v, N)
+        sum[r][v] = V::template load<F32>(t.sum + r * t.sum_stride + lane, v * V::lanes);
+  }
   for (int64_t g = 0; g < t.groups; g++, record += t.record_bytes) {
     const bool last = g == t.groups - 1;
     const int64_t octets = ceil_div(last ? t.last_k : t.k, 8), codes_bytes = octets * kOctetBytes;
@@ -59,7 +74,7 @@ void group_int_tile(const GroupTile& t, int lane) {
         ZP_EACH(v, N) acc[r][v] = start;
       }
     } else {
-      const uint8_t* zeros = zeros_of<S>(record, codes_bytes);
+      const uint8_t* zeros = zeros_of(t.scale_type, record + codes_bytes);
       ZP_EACH(v, N) {
         const auto zero = V::load_u8(zeros + lane + v * V::lanes);
         ZP_EACH(r, R) {
@@ -95,13 +110,19 @@ void group_int_tile(const GroupTile& t, int lane) {
       a += 8;
     }
     ZP_EACH(v, N) {
-      const auto scale = load_scale<V, S>(record, codes_bytes, lane + v * V::lanes);
+      const auto scale = load_scale<V>(t.scale_type, record + codes_bytes, lane + v * V::lanes);
       ZP_EACH(r, R) {
-        float* sum = t.sum + r * t.sum_stride + lane + v * V::lanes;
-        const auto before = V::template load<F32>(sum, 0);
-        V::template store<F32>(sum, 0, V::fma(V::to_f32(acc[r][v]), scale, before));
+        float* at = t.sum + r * t.sum_stride + lane + v * V::lanes;
+        const auto before = V::keep_sums ? sum[r][v] : V::template load<F32>(at, 0);
+        sum[r][v] = V::fma(V::to_f32(acc[r][v]), scale, before);
+        if constexpr (!V::keep_sums) V::template store<F32>(at, 0, sum[r][v]);
       }
     }
+  }
+  if constexpr (V::keep_sums) {
+    ZP_EACH(r, R)
+      ZP_EACH(v, N)
+        V::template store<F32>(t.sum + r * t.sum_stride + lane, v * V::lanes, sum[r][v]);
   }
 }
 
@@ -128,8 +149,9 @@ ZP_INLINE void float_octet(const uint8_t* codes, int64_t left, const float* x, i
 }
 
 // The same of float activations, float_vecs vectors.
-template <class V, int R, Zero Z, Type S, bool Unpacked>
-void group_float_tile(const GroupTile& t, int lane) {
+template <class V, int R, Zero Z, bool Unpacked>
+void group_float_tile(const GroupTile& tile, int lane) {
+  const GroupTile t = tile;
   constexpr int N = V::float_vecs;
   constexpr bool sub = Z != OneZero;
   const float* x = static_cast<const float*>(t.x);
@@ -143,7 +165,8 @@ void group_float_tile(const GroupTile& t, int lane) {
     ZP_EACH(v, N) {
       zero[v] = V::zero_f32();
       if constexpr (sub && !Unpacked)
-        zero[v] = V::to_f32(V::load_u8(zeros_of<S>(record, codes_bytes) + lane + v * V::lanes));
+        zero[v] = V::to_f32(
+            V::load_u8(zeros_of(t.scale_type, record + codes_bytes) + lane + v * V::lanes));
       ZP_EACH(r, R) sum[r][v] = V::zero_f32();
     }
     if constexpr (Unpacked) {
@@ -166,7 +189,7 @@ void group_float_tile(const GroupTile& t, int lane) {
     }
     x += k;
     ZP_EACH(v, N) {
-      const auto scale = load_scale<V, S>(record, codes_bytes, lane + v * V::lanes);
+      const auto scale = load_scale<V>(t.scale_type, record + codes_bytes, lane + v * V::lanes);
       ZP_EACH(r, R) {
         float* y = t.sum + r * t.sum_stride + lane + v * V::lanes;
         V::template store<F32>(y, 0, V::fma(sum[r][v], scale, V::template load<F32>(y, 0)));
@@ -204,13 +227,13 @@ ZP_INLINE void unpack_octet(const uint8_t* codes, int64_t left, typename V::lut_
 }
 
 // Weights of some groups as floats less their zero points, [k][64 outputs].
-template <class V, Type S>
+template <class V>
 void unpack_floats(const GroupTile& t, bool one_zero, float* to) {
   const uint8_t* record = t.record;
   const auto lut = V::make_lut(0);
   for (int64_t g = 0; g < t.groups; g++, record += t.record_bytes) {
     const int64_t k = g == t.groups - 1 ? t.last_k : t.k;
-    const uint8_t* zeros = zeros_of<S>(record, ceil_div(k, 8) * kOctetBytes);
+    const uint8_t* zeros = zeros_of(t.scale_type, record + ceil_div(k, 8) * kOctetBytes);
     for (int l = 0; l < kPanel; l += V::lanes) {
       const auto zero = one_zero ? V::set1(float(t.zero)) : V::to_f32(V::load_u8(zeros + l));
       for (int64_t i = 0; i < k; i += 8)
@@ -221,16 +244,16 @@ void unpack_floats(const GroupTile& t, bool one_zero, float* to) {
   }
 }
 
-template <class V, Zero Z, Type S, bool Floats, bool Unpacked,
-          int R = Floats ? V::float_rows : V::int_rows>
+template <class V, Zero Z, bool Floats, bool Unpacked,
+          int R = Floats ? V::float_rows : V::group_rows>
 ZP_INLINE void group_rows(int rows, const GroupTile& t, int lane) {
   if constexpr (R > 1) {
-    if (rows < R) return group_rows<V, Z, S, Floats, Unpacked, R - 1>(rows, t, lane);
+    if (rows < R) return group_rows<V, Z, Floats, Unpacked, R - 1>(rows, t, lane);
   }
   if constexpr (Floats)
-    group_float_tile<V, R, Z, S, Unpacked>(t, lane);
+    group_float_tile<V, R, Z, Unpacked>(t, lane);
   else
-    group_int_tile<V, R, Z, S, Unpacked>(t, lane);
+    group_int_tile<V, R, Z, Unpacked>(t, lane);
 }
 
 // acc -> y: of integers (acc - zero_x * C) * scale_x; then bias and what follows.
@@ -253,10 +276,10 @@ ZP_INLINE void finish_groups(const GroupBlock& b, int64_t p, const float* sum) {
     }
 }
 
-template <class V, Zero Z, Type S, bool Floats>
+template <class V, Zero Z, bool Floats>
 void group_panel(const GroupBlock& b, int64_t p) {
-  constexpr int most = Floats ? V::float_rows : V::int_rows;
-  constexpr int width = (Floats ? V::float_vecs : V::int_vecs) * V::lanes;
+  constexpr int most = Floats ? V::float_rows : V::group_rows;
+  constexpr int width = (Floats ? V::float_vecs : V::group_vecs) * V::lanes;
   constexpr int64_t x_size = Floats ? 4 : 1;
   const PackedGroups& w = *b.w;
   for (int64_t i = 0; i < b.rows * kPanel; i += V::lanes)
@@ -273,11 +296,12 @@ void group_panel(const GroupBlock& b, int64_t p) {
     t.x_stride = b.x_stride;
     t.start_stride = w.groups;
     t.zero = w.zero;
+    t.scale_type = w.scale_type;
     t.sum_stride = kPanel;
     t.unpacked = b.scratch;
     if (blocks > 1) {
       if constexpr (Floats)
-        unpack_floats<V, S>(t, Z == OneZero, b.scratch);
+        unpack_floats<V>(t, Z == OneZero, b.scratch);
       else
         unpack_codes<V>(t, reinterpret_cast<uint8_t*>(b.scratch));
     }
@@ -289,9 +313,9 @@ void group_panel(const GroupBlock& b, int64_t p) {
         t.start = b.start + m * w.groups + g;
         t.sum = b.sum + m * kPanel;
         if (blocks > 1)
-          group_rows<V, Z, S, Floats, true>(rows, t, s);
+          group_rows<V, Z, Floats, true>(rows, t, s);
         else
-          group_rows<V, Z, S, Floats, false>(rows, t, s);
+          group_rows<V, Z, Floats, false>(rows, t, s);
         m += rows;
       }
   }
@@ -302,46 +326,63 @@ void group_panel(const GroupBlock& b, int64_t p) {
   }
 }
 
-template <class V, Type S>
+template <class V>
 ZP_INLINE void group_panel_with(const GroupBlock& b, int64_t p) {
   const PackedGroups& w = *b.w;
   if (!b.row)
-    return w.zero >= 0 ? group_panel<V, OneZero, S, true>(b, p)
-                       : group_panel<V, PairedZero, S, true>(b, p);
-  if (w.zero >= 0) return group_panel<V, OneZero, S, false>(b, p);
-  return w.paired() ? group_panel<V, PairedZero, S, false>(b, p)
-                    : group_panel<V, ScaledZero, S, false>(b, p);
+    return w.zero >= 0 ? group_panel<V, OneZero, true>(b, p)
+                       : group_panel<V, PairedZero, true>(b, p);
+  if (w.zero >= 0) return group_panel<V, OneZero, false>(b, p);
+  return w.paired() ? group_panel<V, PairedZero, false>(b, p)
+                    : group_panel<V, ScaledZero, false>(b, p);
 }
 
 template <class V>
 void group_block(const GroupBlock& b) {
-  for (int64_t p = b.panel_begin; p < b.panel_end; p++) switch (b.w->scale_type) {
-      case BF16: group_panel_with<V, BF16>(b, p); break;
-      case F16: group_panel_with<V, F16>(b, p); break;
-      default: group_panel_with<V, F32>(b, p); break;
-    }
+  for (int64_t p = b.panel_begin; p < b.panel_end; p++) group_panel_with<V>(b, p);
 }
 
-// A row of unsigned integers to what the kernel reads: lowered by `lower` (128, or 0 for what is
-// int8 already), each group padded with zeros to octets; and what its accumulators start at.
+// A row of integers to what the kernel reads: signed (uint8 lowered by 128: `flip` 0x80, else 0),
+// each group padded with zeros to octets; and what its accumulators start at.
 template <class V>
-void prepare_groups(const PackedGroups& w, const uint8_t* q, int lower, int8_t* a, int32_t* start) {
-  for (int64_t g = 0; g < w.groups; g++, q += w.group, a += w.group_padded) {
-    const int64_t k = w.size_of(g);
-    int32_t total = 0;
-    for (int64_t i = 0; i < k; i++) {
-      const int8_t lowered = int8_t(uint8_t(q[i] - uint8_t(lower)));
-      a[i] = lowered;
-      total += lowered;
-    }
-    for (int64_t i = k, end = round_up(k, 8); i < end; i++) a[i] = 0;
-    if (w.zero >= 0) {
-      start[g] = int32_t(uint32_t(-w.zero) * uint32_t(total));
-    } else if (w.paired()) {
-      const int32_t half = -total / 2, rest = -total - half;
-      start[g] = int32_t(uint32_t(half) << 16 | (uint32_t(rest) & 0xffffu));
-    } else {
-      start[g] = -total;
+void prepare_groups(const PackedGroups& w, const uint8_t* __restrict q, uint8_t flip,
+                    int8_t* __restrict a, int32_t* start) {
+  const int64_t together = w.group == w.group_padded ? w.k : w.group;  // k without padding between
+  int8_t* to = a;
+  for (int64_t k = 0; k < w.k; k += together) {
+    const int64_t count = w.k - k < together ? w.k - k : together, padded = round_up(count, 8);
+    for (int64_t i = 0; i < count; i++) to[i] = int8_t(q[k + i] ^ flip);
+    for (int64_t i = count; i < padded; i++) to[i] = 0;
+    to += padded;
+  }
+  // Sums of four, a vector at a time, then of groups.
+  constexpr int64_t some = 256;
+  int32_t fours[some];
+  const int64_t quads = w.group_padded / 4, all = (to - a) / 4;
+  int64_t left = quads, g = 0;
+  int32_t total = 0;
+  for (int64_t at = 0; at < all; at += some) {
+    const int64_t count = all - at < some ? all - at : some;
+    for (int64_t i = 0; i < count; i += V::lanes)  // rows are padded to kStep
+      V::store_i32(fours + i, V::dot_codes(V::zero_i32(), V::set1_i32(0x01010101),
+                                           V::load_i32(a + 4 * (at + i))));
+    for (int64_t i = 0; i < count;) {
+      const int64_t run = left < count - i ? left : count - i;
+      for (int64_t j = 0; j < run; j++) total += fours[i + j];
+      i += run;
+      left -= run;
+      if (left && at + i < all) continue;
+      if (w.zero >= 0) {
+        start[g] = int32_t(uint32_t(-w.zero) * uint32_t(total));
+      } else if (w.paired()) {
+        const int32_t half = -total / 2, rest = -total - half;
+        start[g] = int32_t(uint32_t(half) << 16 | (uint32_t(rest) & 0xffffu));
+      } else {
+        start[g] = -total;
+      }
+      g++;
+      left = quads;
+      total = 0;
     }
   }
 }

@@ -70,7 +70,7 @@ void prepare(const Isa& isa, const GroupCall& c, int64_t begin, int64_t count, i
       if (c.x.type == S8) lower = 0;
     }
     row[i].zero_point -= lower;
-    isa.prepare_groups(c.w, q, lower, a + i * stride, start + i * c.w.groups);
+    isa.prepare_groups(c.w, q, uint8_t(lower), a + i * stride, start + i * c.w.groups);
   }
 }
 

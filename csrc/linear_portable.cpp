@@ -14,6 +14,8 @@ struct Portable {
   static constexpr int lanes = 4, quantize_width = 4;
   static constexpr int int_rows = 4, int_vecs = 2, int_chains = 0;
   static constexpr int float_rows = 4, float_vecs = 2, a_bytes = 1;
+  static constexpr int group_rows = 4, group_vecs = 2;
+  static constexpr bool keep_sums = false;
   static constexpr int a_offset = 0;
   static constexpr bool own_tile = false;
   static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;

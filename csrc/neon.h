@@ -7,6 +7,8 @@ struct NeonBase {
   using i32 = int32x4_t;
   static constexpr int lanes = 4, quantize_width = 16, a_bytes = 1;
   static constexpr int float_rows = 6, float_vecs = 4;
+  static constexpr int group_rows = 3, group_vecs = 4;
+  static constexpr bool keep_sums = true;
   static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;
 
   static ZP_INLINE f32 zero_f32() { return vdupq_n_f32(0.0f); }

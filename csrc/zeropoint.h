@@ -111,7 +111,7 @@ struct PackedGroups {
   }
   bool paired() const { return group <= 480; }  // half the sum of a group fits int16
   // Groups that are unpacked at a time for many rows: some 32 KB of floats or bytes.
-  int64_t part() const { return group >= 128 ? 1 : 128 / group; }
+  int64_t part() const { return group >= 512 ? 1 : 512 / group; }
 };
 
 // What follows the sum and the bias: y = activation(x A^T + b) + residual, in float32.
@@ -223,7 +223,7 @@ struct Isa {
   void (*int8_block)(const Int8Block&);
   void (*float_block)(const FloatBlock&);
   void (*group_block)(const GroupBlock&);
-  void (*prepare_groups)(const PackedGroups& w, const uint8_t* q, int lower, int8_t* a,
+  void (*prepare_groups)(const PackedGroups& w, const uint8_t* q, uint8_t flip, int8_t* a,
                          int32_t* start);
   // Null, or: a row of quantized activations to the form the kernel reads, of 2 bytes each.
   void (*widen)(const uint8_t* q, int64_t k_padded, uint8_t* to);
