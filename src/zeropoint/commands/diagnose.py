@@ -86,7 +86,7 @@ def diagnose(
         "max_tokens": max_tokens,
     }
     batches = sources.load_data(data, loaded, **options)
-    calibration = batches if calibrate is None else sources.load_data(calibrate, loaded, **options)
+    calibration = None if calibrate is None else sources.load_data(calibrate, loaded, **options)
     found = diagnose_model(
         loaded.model,
         batches,
@@ -99,7 +99,7 @@ def diagnose(
     if json_file is not None:
         found.to_json(json_file)
     if apply is not None:
-        _apply(loaded.model, found, batches, calibration, apply)
+        _apply(loaded.model, found, batches, calibration or batches, apply)
 
 
 def _apply(

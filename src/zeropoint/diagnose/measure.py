@@ -33,7 +33,7 @@ from .variants import build, chosen, computed
 BUDGET = 16.0
 """What a diagnosis may cost, in runs of the model over all the data."""
 _FIXED = 3.0  # the pass that watches the layers, their statistics, the float runs
-_CALIBRATING = 4.0  # what observers cost, and the passes of trying others
+_CALIBRATING = 8.0  # what observers cost, which see every value, and trying others
 TREATED = 0.25
 """Of the layers, the share that cures are tried on at most, the worst ones; four at least."""
 
@@ -306,6 +306,7 @@ class _Work:
             self.floats,
             self.variants,
             self.watch.inputs,
+            self.batches,
             self.calibration,
             self.damages,
             limit,

@@ -110,10 +110,10 @@ def _layers(d: Diagnosis, wide: bool) -> Table:
     title = "Layers, worst first" + (f", all {modes.pop()}" if len(modes) == 1 else "")
     table = _table(title)
     table.add_column("layer", overflow="fold", min_width=16)
-    for name in ("noise", "only this dB", "all but dB", "alone dB"):
+    for name in ("noise", "only", "all but", "alone"):
         table.add_column(name, justify="right")
     if wide:
-        for name in ("weights", "activations", "outliers", "clipped"):
+        for name in ("weights", "inputs", "outliers", "clipped"):
             table.add_column(name, justify="right")
     for x in order[:SHOWN]:
         mark = "*" if x.name in sick else " "
@@ -127,9 +127,10 @@ def _layers(d: Diagnosis, wide: bool) -> Table:
             cells += _details(x)
         table.add_row(escape(x.label), *cells, style="bold" if mark == "*" else None)
     caption = (
-        "noise: share of all layers' noise in the output; only this, all but: SQNR of the output "
-        "where this layer alone, or all others, are quantized; alone: of the layer's own output. "
-        "* stands out."
+        "noise: share of all layers' noise in the output. SQNR in dB: only, all but: of the "
+        "model's output where this layer alone, or all others, are quantized; alone: of the layer's own "
+        + ("output, weights, inputs: with these alone quantized. " if wide else "output. ")
+        + "* stands out."
     )
     if len(order) > SHOWN:
         caption += f" {len(order) - SHOWN} more layers, which lose less, are in the JSON."

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from ..calibrate import DEFAULT_OBSERVER, OBSERVERS
+from ..algorithms import needs_data
+from ..calibrate import DEFAULT_OBSERVER, OBSERVERS, progress_bar
 from ..modules import QuantizedLinear
 from ..recipes import Recipe
 from .causes import activations_lose, evidence, kind_of
@@ -25,9 +26,11 @@ from .cures import (
     with_range,
 )
 from .damages import Damages
-from .inputs import Inputs
+from .inputs import Inputs, Watch
 from .layer_numbers import alone_db
 from .numbers import Cause, Damage, LayerDiagnosis, Trial
+from .one_layer import from_inputs
+from .switching import run, switched
 from .variants import Variants, build, changed_input, computed, layer_bytes
 from .words import decibels, error
 
@@ -54,8 +57,8 @@ class Clinic:
     Args:
         model: the float model.
         floats: name → float layer; variants: as quantized by the recipe.
-        inputs: what the float layers are fed with.
-        calibration: batches.
+        inputs: what the float layers are fed with by the data.
+        data, calibration: batches; the same list where data is what calibrates.
         damages: measures in the model.
         limit: the noise that a layer may add.
     """
@@ -66,14 +69,16 @@ class Clinic:
         floats: Mapping[str, nn.Linear],
         variants: Variants,
         inputs: Mapping[str, Inputs],
+        data: list[Any],
         calibration: list[Any],
         damages: Damages,
         limit: float,
     ) -> None:
         self.model, self.floats, self.variants = model, floats, variants
-        self.inputs, self.calibration = inputs, calibration
+        self.inputs, self.data, self.calibration = inputs, data, calibration
         self.damages, self.limit = damages, limit
         self._by_observer: dict[str, dict[str, QuantizedLinear]] = {}
+        self._calibrated: Mapping[str, Inputs] = {}
 
     def treat(self, layers: list[LayerDiagnosis], progress: bool) -> list[Patient]:
         """A patient for each layer, with its trials, the last of which suffices."""
@@ -119,16 +124,40 @@ class Clinic:
         qparams = observer.qparams(x.recipe.activation)
         return self._alone(x.name, with_range(layer, *qparams))
 
+    def _watch_calibration(self, sick: list[Patient], progress: bool) -> None:
+        """See what calibration feeds the layers with, unless that is known."""
+        if self._calibrated:
+            return
+        if self.calibration is self.data:
+            self._calibrated = self.inputs
+            return
+        watch = Watch({p.layer.name: self.floats[p.layer.name] for p in sick})
+        with switched(watch.forwards()):
+            for batch in progress_bar(self.calibration, "watching calibration", progress):
+                run(self.model, batch)
+        self.damages.meter.ran_over(self.calibration, len(self.calibration))
+        self._calibrated = watch.inputs
+
     def _alone(self, name: str, layer: QuantizedLinear) -> float:
         return alone_db(self.floats[name], layer, self.inputs[name])
 
     def _round(self, sick: list[Patient], progress: bool) -> None:
         """The next candidate of each."""
         tried = [(p, p.waiting.pop(0)) for p in sick]
+        staged = [(p, c) for p, c in tried if c.recipe is not None and needs_data(c.recipe.method)]
+        if staged:
+            self._watch_calibration(sick, progress)
+        made_here = {
+            p.layer.name: from_inputs(
+                self.floats[p.layer.name], c.recipe, self._calibrated[p.layer.name]
+            )
+            for p, c in staged
+            if c.recipe is not None and self._calibrated[p.layer.name].seen
+        }
         to_build = {
             p.layer.name: c.recipe
             for p, c in tried
-            if c.recipe is not None and self._ready(p, c) is None
+            if c.recipe is not None and self._ready(p, c) is None and (p, c) not in staged
         }
         built = build(
             self.model, overridden(Recipe(None), to_build), self.calibration, progress=progress
@@ -141,7 +170,7 @@ class Clinic:
             if c.recipe is None:
                 p.trials.append(_float(p.layer, c))
                 continue
-            layer = self._ready(p, c) or built.layers.get(name)
+            layer = self._ready(p, c) or made_here.get(name) or built.layers.get(name)
             if layer is None:  # quantize leaves it: its weight is tied to a layer that stays float
                 continue
             alone = self._alone(name, layer)
