@@ -24,7 +24,7 @@ LAYERS = (
     ("plan",),
     ("methods",),
     ("recipes", "replace", "walk"),
-    ("algorithms", "packed_linear"),
+    ("algorithms", "blocks", "packed_linear"),
     ("calibrate", "compat", "modules", "ops"),
     ("float_linear",),
     ("observers", "functional", "limits", "packings"),

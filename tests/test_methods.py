@@ -20,7 +20,7 @@ from zeropoint import (
     quantize,
 )
 from zeropoint.algorithms import InputStatistics, quantize_weight
-from zeropoint.methods import stages
+from zeropoint.blocks import stages
 
 # Models
 
@@ -159,12 +159,12 @@ class Repeated(nn.Module):
 
 def test_stages_are_repeated_blocks():
     names = [n for n, m in Repeated().named_modules() if isinstance(m, nn.Linear)]
-    assert stages(names, Repeated()) == [
+    assert list(stages(names, Repeated()).values()) == [
         ["head"],
         ["never"],
         *([f"blocks.{i}.{n}" for n in ("inner", "twice.0", "twice.1")] for i in range(3)),
     ]
-    assert stages([""], nn.Linear(2, 2)) == [[""]]
+    assert stages([""], nn.Linear(2, 2)) == {"": [""]}
 
 
 def test_layers_are_taken_in_the_order_of_their_calls_and_see_all_of_them():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from .observers import (
     Observer,
     PercentileObserver,
 )
+from .running import call, evaluating
 
 __all__ = [
     "DEFAULT_OBSERVER",
@@ -51,7 +53,15 @@ class Watching(Protocol):
         """Take in one call's input. ``ValueError`` and ``TypeError`` get the layer's name."""
 
 
-class _Enough(BaseException):
+@dataclass(frozen=True)
+class Call:
+    """A batch with all its arguments: ``model(*args, **kwargs)``."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Enough(BaseException):
     """Ends a batch early. No error, so that models that catch errors let it pass."""
 
 
@@ -74,6 +84,7 @@ def calibrate(
     data: Iterable[Any],
     progress: bool = True,
     enough: Callable[[str], bool] = lambda name: False,
+    own_name: str = "",
 ) -> dict[str, int]:
     """Run ``model`` over ``data`` and show each named layer's inputs to its observer.
 
@@ -85,10 +96,11 @@ def calibrate(
         model: any module.
         layers: qualified name (``""`` is the model itself) → observer of that layer's first input.
         data: iterable of batches: a tensor is passed as ``model(x)``, a tuple or list as
-            ``model(*x)``, a dict or other mapping as ``model(**x)``.
+            ``model(*x)``, a dict or other mapping as ``model(**x)``, a :class:`Call` as it says.
         progress: show a progress bar where it takes over two seconds and stderr is a terminal.
         enough: told each layer whose input was just shown; true ends the batch there, before the
-            layer runs.
+            layer runs. Any hook may end it by raising :class:`Enough`.
+        own_name: the model's, where it is part of another by which ``layers`` are named.
 
     Returns:
         How often each layer was called.
@@ -106,7 +118,10 @@ def calibrate(
     (0.0, 2.0)
     """
     check_batches(data)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = {
+        f"{own_name}.{name}".strip("."): module
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
     for name in layers:
         if name not in modules:
             raise ValueError(f"model has no layer {name!r}")
@@ -122,45 +137,48 @@ def calibrate(
                 message = str(error).replace("x must be", "its input must be", 1)
                 raise type(error)(f"layer {name!r}: {message}") from error
             if enough(name):
-                raise _Enough
+                raise Enough
 
         return hook
 
-    training = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
     handles = []
     batches = 0
     try:
         for name, observer in layers.items():
             hook = hook_for(name, observer)
             handles.append(modules[name].register_forward_pre_hook(hook, with_kwargs=True))
-        torch.backends.mha.set_fastpath_enabled(False)
-        model.eval()
         bar = progress_bar(data, "calibrating", progress)
-        with torch.no_grad(), bar:
+        with inferring(model), bar:
             for batch in bar:
-                with suppress(_Enough):
-                    _run(model, batch)
+                with suppress(Enough):
+                    run_batch(model, batch)
                 batches += 1
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
-        for module, mode in training:
-            module.training = mode
     if not batches:
         raise ValueError("data must hold at least one batch, got none")
     return calls
 
 
-def _run(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Tensor):
-        model(batch)
-    elif isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
-    else:
-        raise TypeError(
-            f"a batch must be a tensor, a tuple or list, or a mapping, got {type(batch).__name__}"
-        )
+@contextmanager
+def inferring(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, and no fused attention, which goes past the layers."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(model), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """What the model makes of a batch.
+
+    Raises:
+        TypeError: something else than a tensor, tuple, list, mapping or :class:`Call`.
+    """
+    if isinstance(batch, Call):
+        return model(*batch.args, **batch.kwargs)
+    return call(model, batch)

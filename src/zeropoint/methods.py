@@ -2,18 +2,21 @@
 
 Layers without a method that needs data are quantized one after the other. The others are taken in
 stages, in the order in which the model calls them. A stage is one of the model's repeated blocks
-(a transformer's layers, say), or a single layer outside of them. For each stage the model runs over
-the data, up to that stage, with all layers before it quantized already: so a layer is made for the
-inputs that it will get, errors of earlier layers included, as in GPTQ's paper. Held at a time are
-the sums of one stage's layers, ``in²`` float32 for each, and no inputs.
+(a transformer's layers, say), or a single layer outside of them. Each stage sees the data as all
+layers before it, quantized already, let it through: so a layer is made for the inputs that it will
+get, errors of earlier layers included, as in GPTQ's paper. Where blocks hand on their outputs and
+nothing else (:mod:`zeropoint.blocks`), each block runs by itself on the outputs of the last, twice
+for each batch; elsewhere the model runs from its start for each stage, up to it. Held at a time are
+one block's inputs and the sums of one stage's layers, ``in²`` float32 for each.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +24,8 @@ from torch import Tensor, nn
 from .affine import quantize_to_spec
 from .algorithms import InputStatistics, QuantizedWeight, needs_data, needs_gram, quantize_weight
 from .algorithms.bias_correction import correct_bias
-from .calibrate import OBSERVERS, Observer, calibrate, progress_bar
+from .blocks import Chain, stages
+from .calibrate import OBSERVERS, Call, Observer, calibrate, progress_bar
 from .input_transform import transform_input
 from .modules import QuantizedLinear
 from .recipes import LayerRecipe
@@ -76,49 +80,13 @@ def build_layers(
     for name in progress_bar(ready, "quantizing", progress):
         builder.add(name, None, observers.get(name))
     if waiting:
-        _in_stages(model, builder, waiting, data, progress)
+        _Stages(model, builder, waiting, data).run(progress)
     return builder.built
 
 
 def in_stages(layer: LayerRecipe) -> bool:
     """Whether a layer waits for its stage: for data about the inputs it will have."""
     return bool(needs_data(layer.method)) or (layer.mode == "static" and bool(layer.method))
-
-
-def stages(names: Iterable[str], model: nn.Module) -> list[list[str]]:
-    """Layers by the repeated block that holds them, in the order of ``names``.
-
-    A repeated block is an entry of the outermost list (``ModuleList``, ``Sequential``) in which two
-    entries of one type hold layers of ``names``.
-
-    >>> model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
-    >>> stages(["0", "1.0", "1.1"], model)
-    [['0'], ['1.0'], ['1.1']]
-    """
-    names = list(names)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    lists = {
-        path
-        for path, module in modules.items()
-        if isinstance(module, nn.ModuleList | nn.Sequential) and _repeats(path, module, names)
-    }
-    found: dict[str, list[str]] = {}
-    for name in names:
-        parts = name.split(".")
-        block = name
-        for depth in range(len(parts)):
-            if ".".join(parts[:depth]) in lists:
-                block = ".".join(parts[: depth + 1])
-                break
-        found.setdefault(block, []).append(name)
-    return list(found.values())
-
-
-def _repeats(path: str, module: nn.Module, names: list[str]) -> bool:
-    prefix = f"{path}." if path else ""
-    holding = {n[len(prefix) :].split(".")[0] for n in names if n.startswith(prefix) and n != path}
-    types = Counter(type(child) for key, child in module.named_children() if key in holding)
-    return max(types.values(), default=0) > 1
 
 
 class _Builder:
@@ -215,75 +183,102 @@ class _Transformed:
         self._observer.observe(x)
 
 
-def _in_stages(
-    model: nn.Module, builder: _Builder, names: list[str], data: list[Any], progress: bool
-) -> None:
-    batches = _Batches(data)
-    counting = {name: _Counting(batches) for name in names}
-    order: list[str] = []
+class _Stages:
+    """The layers that wait for data, stage by stage."""
 
-    def note(name: str) -> bool:
-        if len(counting[name].calls) == 1 and counting[name].calls.total() == 1:
-            order.append(name)
-        return False
+    def __init__(self, model: nn.Module, builder: _Builder, names: list[str], data: list[Any]):
+        self.model, self.builder = model, builder
+        self.batches = _Batches(data)
+        self.counting = {name: _Counting(self.batches) for name in names}
+        self.uncalled = builder.built.uncalled
 
-    calibrate(model, counting, batches, progress, note)
-    builder.built.uncalled += [name for name in names if name not in order]
-    bar = progress_bar(stages(order, model), "quantizing by stages", progress)
-    with _stand_ins() as stand_in, bar:
-        for stage in bar:
-            bar.set_postfix_str(stage[0])
-            _one_stage(model, builder, stage, counting, batches)
-            for name in stage:
-                if name in builder.built.layers:
-                    stand_in(builder.linears[name], builder.built.layers[name])
+    def run(self, progress: bool) -> None:
+        """Quantize them all."""
+        by_block, chain = self._survey(progress)
+        calls: list[Call] | None = None  # inputs of the block at hand, where it can run by itself
+        bar = progress_bar(by_block.items(), "quantizing by stages", progress)
+        with _stand_ins() as stand_in, bar:
+            followers = dict(pairwise(by_block))
+            for block, names in bar:
+                bar.set_postfix_str(block)
+                follows = block in followers and chain.after(block) == followers[block]
+                if calls is None and follows:
+                    calls = chain.inputs(block, self.batches)
+                self._stage(names, None if calls is None else (block, chain, calls))
+                for name in names:
+                    if name in self.builder.built.layers:
+                        stand_in(self.builder.linears[name], self.builder.built.layers[name])
+                if calls is not None:
+                    calls = chain.advance(block, calls) if follows else None
 
+    def _survey(self, progress: bool) -> tuple[dict[str, list[str]], Chain]:
+        """Run the float model once: which layers are called, when, and what blocks hand on."""
+        order: list[str] = []
 
-def _one_stage(
-    model: nn.Module,
-    builder: _Builder,
-    stage: list[str],
-    counting: dict[str, _Counting],
-    batches: _Batches,
-) -> None:
-    def show(watching: dict[str, Any]) -> None:
-        """Run the data up to where these layers have had their calls."""
+        # Blocks by the order in which layers are defined; a chain holds where that is the order of
+        # the calls as well.
+        defined = stages(self.counting, self.model)
+        chain = Chain(self.model, defined)
+        block_of = {name: block for block, names in defined.items() for name in names}
+
+        def note(name: str) -> bool:
+            if self.counting[name].calls.total() == 1:
+                order.append(name)
+            if chain.running != block_of[name]:
+                chain.exclude(block_of[name])  # called past its block
+            return False
+
+        with chain.watching():
+            calibrate(self.model, self.counting, self.batches, progress, note)
+        chain.verify()
+        self.uncalled += [name for name in self.counting if name not in order]
+        return stages(order, self.model), chain
+
+    def _show(self, watching: dict[str, Any], alone: tuple[str, Chain, list[Call]] | None) -> None:
+        """Run the data up to where these layers have had their calls, or their block by itself."""
+        if not watching:
+            return
+        if alone is not None:
+            block, chain, calls = alone
+            calibrate(chain.block(block), watching, calls, False, own_name=block)
+            return
         left: Counter[str] = Counter()
         running = -1
 
         def enough(name: str) -> bool:
             nonlocal running
-            if batches.number != running:
-                running = batches.number
+            if self.batches.number != running:
+                running = self.batches.number
                 left.clear()
-                left.update({n: counting[n].calls[running] for n in watching})
+                left.update({n: self.counting[n].calls[running] for n in watching})
             left[name] -= 1
             return all(count <= 0 for count in left.values())
 
-        if watching:
-            calibrate(model, watching, batches, False, enough)
+        calibrate(self.model, watching, self.batches, False, enough)
 
-    recipes = builder.recipes
-    inputs = {
-        name: InputStatistics(builder.linears[name].in_features, needs_gram(recipes[name].method))
-        for name in stage
-        if needs_data(recipes[name].method)
-    }
-    show(inputs)
-    made = {}
-    for name in stage:
-        if name in inputs and inputs[name].is_empty:
-            builder.built.uncalled.append(name)
-            continue
-        made[name] = builder.quantize(name, inputs.pop(name, None))
-    observers = {n: OBSERVERS[recipes[n].observer]() for n in made if recipes[n].mode == "static"}
-    show({name: _Transformed(observer, made[name]) for name, observer in observers.items()})
-    for name, weight in made.items():
-        observer = observers.get(name)
-        if observer is not None and observer.is_empty:
-            builder.built.uncalled.append(name)
-        else:
-            builder.add(name, weight, observer)
+    def _stage(self, names: list[str], alone: tuple[str, Chain, list[Call]] | None) -> None:
+        recipes, linears = self.builder.recipes, self.builder.linears
+        inputs = {
+            n: InputStatistics(linears[n].in_features, needs_gram(recipes[n].method))
+            for n in names
+            if needs_data(recipes[n].method)
+        }
+        self._show(inputs, alone)
+        made = {}
+        for name in names:
+            if name in inputs and inputs[name].is_empty:
+                self.uncalled.append(name)
+            else:
+                made[name] = self.builder.quantize(name, inputs.pop(name, None))
+        static = [name for name in made if recipes[name].mode == "static"]
+        observers = {name: OBSERVERS[recipes[name].observer]() for name in static}
+        self._show({n: _Transformed(o, made[n]) for n, o in observers.items()}, alone)
+        for name, weight in made.items():
+            observer = observers.get(name)
+            if observer is not None and observer.is_empty:
+                self.uncalled.append(name)
+            else:
+                self.builder.add(name, weight, observer)
 
 
 @contextmanager
