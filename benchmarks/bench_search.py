@@ -28,7 +28,7 @@ from zeropoint import Front, LayerRecipe, QuantSpec
 from zeropoint.running import pick_output
 from zeropoint.search import Point
 from zeropoint.search.validate import Fidelity
-from zeropoint.spec import PerGroup
+from zeropoint.spec import PerChannel, PerGroup
 from zeropoint.splits import split, split_indices
 from zeropoint.statistics import Comparison, Estimate, paired
 
@@ -36,14 +36,16 @@ SEED = 0
 DROPS = (0.001, 0.01, 0.05)
 
 
-def grid(mode: Any = "weight-only") -> list[str | LayerRecipe]:
-    """int8, and weights of 2, 3 and 4 bits in groups of 32, 64 and 128 with bfloat16 scales."""
-    specs = [
+def grid() -> list[str | LayerRecipe]:
+    """Weights of 8 bits and fewer, by channel and in groups with bfloat16 scales; activations are
+    rounded to 8 bits row by row."""
+    by_channel = [QuantSpec(bits, False, False, PerChannel(0)) for bits in (4, 5, 6, 7)]
+    in_groups = [
         QuantSpec(bits, False, False, PerGroup(size), torch.bfloat16)
         for bits in (2, 3, 4)
-        for size in (32, 64, 128)
+        for size in (32, 128)
     ]
-    return [f"int8-{mode}", *(LayerRecipe(mode, spec) for spec in specs)]
+    return ["int8-dynamic", *(LayerRecipe("dynamic", spec) for spec in by_channel + in_groups)]
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class Duel:
 
 
 def duels(case: Case, front: Front) -> list[Duel]:
-    """Each single recipe of 4 bits and fewer, and int8, against the mixture that ``max_bytes`` of
-    its size chooses on search data."""
+    """Each single recipe against the mixture that ``max_bytes`` of its size chooses on search
+    data."""
     found = []
     for uniform in front.uniform:
         mixture = front.within(max_bytes=uniform.bytes).chosen

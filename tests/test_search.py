@@ -110,6 +110,13 @@ def test_the_front_is_monotone(front: Front) -> None:
     assert front.points[-1].measured.high == 0
 
 
+def test_single_choices_that_measured_better_are_on_the_front(front: Front) -> None:
+    # Where the estimates were too hopeful, what was measured on search data counts.
+    for u in front.uniform:
+        as_cheap = [p.search_drop.value for p in front.points if p.bytes <= u.bytes]
+        assert min(as_cheap) <= u.search_drop.value
+
+
 def test_uniform_allocations_are_never_expected_to_be_better(front: Front) -> None:
     assert len(front.uniform) == 3
     for u in front.uniform:

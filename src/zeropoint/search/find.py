@@ -19,7 +19,7 @@ from .budgets import certain as find_certain
 from .budgets import choose
 from .candidates import Candidates, build, group_bytes, label_choices
 from .cost import group_seconds, model_seconds
-from .front import Drafts, Timing, finish, slope, walk
+from .front import Drafts, Timing, finish, slope, walk, with_better
 from .numbers import FLOAT, Budget, Check, Choice, Cost, Front, Group
 from .validate import Fidelity, Judge
 
@@ -152,6 +152,7 @@ def search(
     names = [label for label in labels if label != FLOAT]
     front = walk(drafts, budget, cost, names, points, progress)
     uniform = [drafts.draft(drafts.uniform(label)) for label in names]
+    front = with_better(front, uniform, budget, cost)
     scale = None if metric is None else slope([*front, *uniform])
     found = finish(front, judge, scale)
     boldest = find_certain(found, budget)

@@ -193,6 +193,24 @@ def walk(
     return sorted(front, key=lambda d: (d.cost(cost), -d.damage))
 
 
+def with_better(
+    front: Sequence[Draft], uniform: Sequence[Draft], budget: Budget, cost: Cost
+) -> list[Draft]:
+    """The front, with those single choices that dropped less on search data than all that is as
+    cheap: there the estimates were too hopeful. By ascending cost."""
+    known, found = {d.choices for d in front}, list(front)
+    limits = {"bytes": budget.max_bytes, "seconds": budget.max_latency}
+    for u in uniform:
+        beyond = any(
+            limit is not None and n != cost and u.cost(n) > limit  # type: ignore[arg-type]
+            for n, limit in limits.items()
+        )
+        rivals = [d.search_drop.value for d in front if d.cost(cost) <= u.cost(cost)]
+        if u.choices not in known and not beyond and u.search_drop.value < min(rivals, default=0.0):
+            found.append(u)
+    return sorted(found, key=lambda d: (d.cost(cost), -d.damage))
+
+
 def _hair(x: float) -> float:
     return abs(x) * 1e-12
 

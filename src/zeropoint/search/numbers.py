@@ -137,7 +137,8 @@ class Front:
     Args:
         model: class name. metric: its name.
         budget: what was asked for. cost: what is traded against the drop.
-        points: by ascending cost. Each has the least damage that its cost allows.
+        points: by ascending cost. Each has the least damage that its cost allows, but for single
+            choices among them that dropped less on search data than all mixtures as cheap.
         uniform: one choice for all layers, each choice once, for comparison.
         chosen_index: of the point that meets the budget on held-out data at the least cost; where
             no drop is limited, of the one within the budget that dropped least on search data.
