@@ -128,7 +128,8 @@ def _layers(d: Diagnosis, wide: bool) -> Table:
         table.add_row(escape(x.label), *cells, style="bold" if mark == "*" else None)
     caption = (
         "noise: share of all layers' noise in the output. SQNR in dB: only, all but: of the "
-        "model's output where this layer alone, or all others, are quantized; alone: of the layer's own "
+        "model's output where this layer alone, or all others, are quantized; alone: of the "
+        "layer's own "
         + ("output, weights, inputs: with these alone quantized. " if wide else "output. ")
         + "* stands out."
     )
