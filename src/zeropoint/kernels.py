@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack as dispatch_modes
 
+from .affine import quantize
+from .spec import integer_range
 from .tensor import QTensor
 
 _core: ModuleType | None
@@ -37,6 +39,8 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 # Between these float32(scale) and its reciprocal are finite.
 _LEAST_SCALE, _LARGEST_SCALE = 2.0**-128 + 2.0**-150, 2.0**128 - 2.0**103
+
+_LARGEST_GROUP = 1 << 20  # kMaxGroup of csrc/zeropoint.h
 
 _active: str = REFERENCE
 _enabled = False
@@ -107,9 +111,10 @@ _activate_from_environment()
 
 
 def has_kernel(weight: QTensor) -> bool:
-    """Whether the core can pack this weight: not where groups of inputs have scales of their own,
-    which the reference computes. Below 8 bits it holds the integers one a byte."""
-    return weight.group_size is None
+    """Whether the core can pack this weight. Groups of inputs with scales of their own it knows up
+    to 4 bits; wider ones the reference computes. Without groups the integers take a byte each."""
+    group_size = weight.group_size
+    return group_size is None or (weight.bits <= 4 and group_size <= _LARGEST_GROUP)
 
 
 def usable(x: Tensor, weight: QTensor) -> bool:
@@ -158,22 +163,37 @@ class _Packed:
             return
         integers = weight.int_repr().contiguous()
         scale, zero_point = weight._scale.contiguous(), weight._zero_point.contiguous()
+        qmin, _ = integer_range(weight.bits, integers.dtype is torch.int8)
         self.sources = (weight._int_repr, weight._scale, weight._zero_point)
         # Inference tensors have no version counter: what was packed from them stays.
         watched = not any(t.is_inference() for t in self.sources)
         self.versions = tuple(t._version for t in self.sources) if watched else None
-        self.core = _core.PackedInt8(
-            integers.data_ptr(),
-            integers.dtype == torch.uint8,
-            self.out_features,
-            self.in_features,
-            scale.data_ptr(),
-            zero_point.data_ptr(),
-            weight._axis is not None,
-        )
+        if weight.group_size is not None:
+            codes = integers if qmin == 0 else (integers - qmin).to(torch.uint8)
+            zero_codes = zero_point.to(torch.int32) - qmin
+            self.core = _core.PackedGroups(
+                codes.data_ptr(),
+                self.out_features,
+                self.in_features,
+                weight.group_size,
+                scale.data_ptr(),
+                _TYPES[scale.dtype],
+                zero_codes.data_ptr(),
+            )
+            self.linear_quantized = None
+        else:
+            self.core = _core.PackedInt8(
+                integers.data_ptr(),
+                integers.dtype == torch.uint8,
+                self.out_features,
+                self.in_features,
+                scale.data_ptr(),
+                zero_point.data_ptr(),
+                weight._axis is not None,
+            )
+            self.linear_quantized = self.core.linear_quantized
         self.linear_dynamic = self.core.linear_dynamic
         self.linear_integer = self.core.linear_integer
-        self.linear_quantized = self.core.linear_quantized
         self.linear_static = self.core.linear_static
         self.linear_weight_only = self.core.linear_weight_only
 
@@ -258,8 +278,10 @@ class PackedWeight:
         values = torch.empty(self.shape, dtype=self.dtype)
         self._packed.core.unpack(values.data_ptr())
         if isinstance(plain, QTensor):
+            if plain.group_size is not None:  # codes, which begin at 0
+                values += integer_range(plain.bits, self.dtype is torch.int8)[0]
             parts = (values, plain._scale, plain._zero_point, plain._axis)
-            return QTensor._of_plain(*parts, plain.bits, None), self._bias
+            return QTensor._of_plain(*parts, plain.bits, plain.group_size), self._bias
         return values, self._bias
 
     def _number(self) -> None:
@@ -457,6 +479,8 @@ def quick_integers(
         sizes = (*shape[:-1], p.out_features)
     signed, threads = x.dtype is torch.int8, torch.get_num_threads()
     own = q._numbers or q.scalars()
+    if kind == "linear_quantized" and p.linear_quantized is None:  # weights in groups
+        return None
     if kind == "linear_integer":
         y = _FLOAT32.new_empty(*sizes)
         p.linear_integer(
@@ -572,6 +596,11 @@ def linear_quantized(
     """See :func:`zeropoint.functional.linear`, ``QTensor`` input; the integers of the output,
     whose scale and zero point are ``output``."""
     p = packed(weight)
+    if p.linear_quantized is None:  # weights in groups
+        y = linear_integer(input, weight, bias, activation)
+        info = torch.iinfo(input.dtype)
+        scale = torch.tensor(output[0], dtype=torch.float32)
+        return quantize(y, scale, torch.tensor(output[1]), info.min, info.max).to(input.dtype)
     c = _Call(input._int_repr, p, bias, input.dtype, activation, None)
     p.core.linear_quantized(
         c.x.data_ptr(),
