@@ -171,7 +171,10 @@ def test_the_rounded_scale_is_the_one_used(
 ) -> None:
     x = draw_rows(data, st.floats(-1000, 1000, width=32))
     spec = int4(5, symmetric=symmetric, scale_dtype=dtype)
-    q, wide = quantize_to_spec(x, spec), quantize_to_spec(x, int4(5, symmetric=symmetric))
+    q, wide = (
+        quantize_to_spec(x, spec),
+        quantize_to_spec(x, int4(5, symmetric=symmetric, scale_dtype=torch.float32)),
+    )
     assert q.scale.dtype == dtype
     tiny = 2.0**-24 if dtype == torch.float16 else SMALLEST_SCALE
     assert_same_bits(q.scale, wide.scale.to(dtype).clamp(min=tiny))

@@ -130,7 +130,9 @@ def test_a_quarter_of_the_bytes(path: Path) -> None:
 
 def test_values_out_of_range_are_not_saved(path: Path) -> None:
     def save(key: str, at: Any, value: float, match: str) -> None:
-        layer = QuantizedLinear.from_linear(nn.Linear(5, 3), weight_spec=int4(2))
+        layer = QuantizedLinear.from_linear(
+            nn.Linear(5, 3), weight_spec=int4(2, scale_dtype=torch.float32)
+        )
         getattr(layer, key)[at] = value
         with pytest.raises(CheckpointError, match=match):
             zeropoint.save(layer, path)
@@ -151,7 +153,9 @@ def small_model() -> Any:
 
 def _good() -> bytes:
     model = small_model()
-    model["four"] = QuantizedLinear.from_linear(model["four"], weight_spec=int4(2))
+    model["four"] = QuantizedLinear.from_linear(
+        model["four"], weight_spec=int4(2, scale_dtype=torch.float32)
+    )
     three = QuantSpec(3, granularity=PerChannel(0))
     model["three"] = QuantizedLinear.from_linear(model["three"], weight_spec=three)
     with tempfile.TemporaryDirectory() as folder:

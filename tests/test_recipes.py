@@ -188,7 +188,11 @@ def test_layer_recipe_in_words():
     assert str(LayerRecipe("static")) == (
         "static, weight int8 per channel, input uint8 per tensor by mse"
     )
-    assert str(LayerRecipe("dynamic", WEIGHT_INT4)) == "dynamic, weight uint4 in groups of 32"
+    assert str(LayerRecipe("dynamic", WEIGHT_INT4)) == (
+        "dynamic, weight uint4 in groups of 32 with bfloat16 scales"
+    )
+    wide = int4(scale_dtype=torch.float32)
+    assert str(LayerRecipe("dynamic", wide)) == "dynamic, weight uint4 in groups of 32"
     narrow = int4(128, symmetric=True, scale_dtype=torch.bfloat16)
     assert str(LayerRecipe("weight-only", narrow)) == (
         "weight-only, weight int4 in groups of 128 with bfloat16 scales"

@@ -41,9 +41,9 @@ def test_integers_of_a_spec(
 def test_named_specs() -> None:
     assert QuantSpec(8, True, True, PerChannel(0)) == WEIGHT_INT8
     assert QuantSpec(8, False, False, PerTensor()) == ACTIVATION_UINT8
-    assert QuantSpec(4, False, False, PerGroup(32)) == WEIGHT_INT4 == int4()
+    assert QuantSpec(4, False, False, PerGroup(32), torch.bfloat16) == WEIGHT_INT4 == int4()
     assert int4(None, symmetric=True) == QuantSpec(4, True, True, PerChannel(0))
-    assert int4(128, scale_dtype=torch.bfloat16).scale_dtype == torch.bfloat16
+    assert int4(128, scale_dtype=torch.float16).scale_dtype == torch.float16
 
 
 @pytest.mark.parametrize("bits", [-4, 0, 1, 9, 16])

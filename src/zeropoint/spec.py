@@ -160,15 +160,19 @@ class QuantSpec:
 WEIGHT_INT8 = QuantSpec(granularity=PerChannel(0))
 """Weights of a Linear layer: signed, symmetric, one scale an output channel."""
 
-WEIGHT_INT4 = QuantSpec(bits=4, signed=False, symmetric=False, granularity=PerGroup(32))
-"""Weights of a Linear layer in 4 bits: with zero points, a scale and zero point for 32 inputs."""
+WEIGHT_INT4 = QuantSpec(4, False, False, PerGroup(32), torch.bfloat16)
+"""Weights of a Linear layer in 4 bits: with zero points, a scale and zero point for 32 inputs.
+
+The scales are bfloat16: beside an error of 4 bits their rounding is nothing, and they are a tenth
+of the bytes, which is what a small batch waits for.
+"""
 
 ACTIVATION_UINT8 = QuantSpec(signed=False, symmetric=False)
 """Static activations: unsigned, with a zero point, one scale for the tensor."""
 
 
 def int4(
-    group: int | None = 32, *, symmetric: bool = False, scale_dtype: torch.dtype = torch.float32
+    group: int | None = 32, *, symmetric: bool = False, scale_dtype: torch.dtype | None = None
 ) -> QuantSpec:
     """A spec of 4-bit weights.
 
@@ -176,10 +180,12 @@ def int4(
         group: entries along the inputs that share a scale; ``None`` means one scale an output
             channel.
         symmetric: signed integers about zero point 0; otherwise unsigned ones with zero points.
-        scale_dtype: see :class:`QuantSpec`.
+        scale_dtype: see :class:`QuantSpec`; by default bfloat16 with groups, float32 without.
 
     >>> int4() == WEIGHT_INT4
     True
     """
     granularity = PerChannel(0) if group is None else PerGroup(group)
+    if scale_dtype is None:
+        scale_dtype = torch.float32 if group is None else torch.bfloat16
     return QuantSpec(4, symmetric, symmetric, granularity, scale_dtype)

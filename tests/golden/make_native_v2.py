@@ -19,7 +19,7 @@ METADATA = {"made for": "tests"}
 FOLDER = Path(__file__).parent
 
 SPECS = {
-    "int4": zeropoint.WEIGHT_INT4,
+    "int4": zeropoint.int4(scale_dtype=torch.float32),
     "symmetric": zeropoint.int4(64, symmetric=True, scale_dtype=torch.bfloat16),
     "int3": QuantSpec(3, granularity=PerChannel(0)),
     "int2": QuantSpec(2, False, False, PerGroup(16), torch.float16),
