@@ -34,7 +34,7 @@ import peers
 from linear_timing import ROUNDS, Foreign, cold, in_turn, once
 from peers.common import INPUT_RANGE, one_line
 from zeropoint import doctor, limits
-from zeropoint.report.numbers import write_text
+from zeropoint.atomic import write_text
 
 SHAPES = (
     (384, 384),
@@ -244,7 +244,7 @@ def _measure_limits(
     """What this machine could do, where the file does not have it yet."""
     if not limits.available():
         return
-    sizes = {b.k * b.n * p.weight_bytes for b in wanted for p in peers.PRECISIONS.values()}
+    sizes = {int(b.k * b.n * p.weight_bytes) for b in wanted for p in peers.PRECISIONS.values()}
     sizes |= {1 << 16, 1 << 20, 1 << 24} | (
         {1 << 30} if wanted[0].cold or wanted[0].work > 1 << 26 else set()
     )

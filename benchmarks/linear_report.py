@@ -39,7 +39,7 @@ def bound(row: Row, result: dict[str, Any], name: str) -> Bound | None:
     limits = Limits.from_dict(result["limits"])
     precision = peers.PRECISIONS[row["precision"]]
     operations, nbytes = 2 * row["m"] * row["k"] * row["n"], row["k"] * row["n"]
-    nbytes *= precision.weight_bytes
+    nbytes = int(nbytes * precision.weight_bytes)
     isa = result["machine"]["isa"] if name == peers.OURS and precision.kind == "int8" else None
     try:
         hot = limits.bound(operations, nbytes, precision.kind, row["threads"], isa)

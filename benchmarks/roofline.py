@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import peers
+from zeropoint.atomic import write_text
 from zeropoint.limits import Limits
-from zeropoint.report.numbers import write_text
 
 LIBRARIES = ("torch", "ONNX Runtime", "OpenVINO", "torchao", "zentorch")
 MARKERS = dict(zip((peers.OURS, *LIBRARIES), ("o", "s", "^", "v", "D", "x"), strict=True))
@@ -23,6 +23,9 @@ PANELS = {
     "int8 dynamic": ("int8 dynamic",),
     "int8 weight-only, float32": ("int8 weight-only f32",),
     "int8 weight-only, bfloat16": ("int8 weight-only bf16",),
+    "int4 dynamic": ("int4 dynamic",),
+    "int4 weight-only, float32": ("int4 weight-only f32",),
+    "int4 weight-only, bfloat16": ("int4 weight-only bf16",),
 }
 
 

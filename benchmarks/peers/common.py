@@ -14,6 +14,8 @@ INPUT_RANGE = 4.0
 """Activations are clamped to this: the range that static quantization was calibrated on."""
 INPUT_SCALE, INPUT_ZERO = 2 * INPUT_RANGE / 255, 128
 OUTPUT_ZERO = 128
+GROUP, CODE_ZERO = 32, 8
+"""Weights of 4 bits: how many share a scale, and the zero point of all."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Precision:
 
     kind: str
     """The arithmetic, as :mod:`zeropoint.limits` names it."""
-    weight_bytes: int
+    weight_bytes: float
+    """A weight, its share of scales included."""
     input_bytes: int
     output_bytes: int
     tolerance: float
@@ -38,6 +41,9 @@ PRECISIONS = {
     "int8 dynamic": Precision("int8", 1, 4, 4, 3e-2),
     "int8 weight-only f32": Precision("float32", 1, 4, 4, 3e-2),
     "int8 weight-only bf16": Precision("bfloat16", 1, 2, 2, 3e-2),
+    "int4 dynamic": Precision("int8", 0.5625, 4, 4, 0.14),
+    "int4 weight-only f32": Precision("float32", 0.5625, 4, 4, 0.14),
+    "int4 weight-only bf16": Precision("bfloat16", 0.5625, 2, 2, 0.14),
 }
 
 
@@ -60,6 +66,19 @@ class Case:
     def integers(self) -> Tensor:
         """``(N, K)`` int8."""
         return (self.weight / self.scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+
+    @cached_property
+    def group_scale(self) -> Tensor:
+        """``(N, K / GROUP)`` bfloat16, of :attr:`codes`."""
+        groups = self.weight.reshape(len(self.weight), -1, GROUP)
+        return (groups.abs().amax(2) / 7).bfloat16()
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """``(N, K)`` uint8: integers of 4 bits about ``CODE_ZERO``, which all adapters share."""
+        groups = self.weight.reshape(len(self.weight), -1, GROUP)
+        codes = (groups / self.group_scale.float()[..., None]).round() + CODE_ZERO
+        return codes.clamp(0, 15).to(torch.uint8).reshape(self.weight.shape)
 
     @cached_property
     def output_scale(self) -> float:

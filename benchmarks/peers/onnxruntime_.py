@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .common import (
+    GROUP,
     INPUT_SCALE,
     INPUT_ZERO,
     OUTPUT_ZERO,
@@ -120,9 +121,27 @@ def _static(case: Case, rows: int, integers: bool) -> Layer:
     return _layer(session, case, integer_input, torch.float32, _same)
 
 
+def _nbits(case: Case, rows: int, level: int) -> Layer:
+    """``MatMulNBits``: with level 4 activations are quantized by blocks, with 0 they are not."""
+    n, k = case.weight.shape
+    pairs = (case.codes[:, 1::2] << 4 | case.codes[:, ::2]).reshape(n, k // GROUP, GROUP // 2)
+    constants: dict[str, Any] = {
+        "w": pairs.contiguous().numpy(),
+        "scale": case.group_scale.float().reshape(-1).numpy(),
+        "zero": None,  # 8
+        "index": None,
+        "b": case.bias.numpy(),
+    }
+    sizes = {"K": k, "N": n, "bits": 4, "block_size": GROUP, "accuracy_level": level}
+    session = _session("MatMulNBits", constants, case, (FLOAT, FLOAT), **sizes)
+    return _layer(session, case, _same, torch.float32, _same)
+
+
 PEERS = [
     Peer("ONNX Runtime", "float32", _float32),
     Peer("ONNX Runtime", "int8 static u8→u8", partial(_static, integers=True)),
     Peer("ONNX Runtime", "int8 static u8→f32", partial(_static, integers=False)),
     Peer("ONNX Runtime", "int8 dynamic", _dynamic),
+    Peer("ONNX Runtime", "int4 dynamic", partial(_nbits, level=4)),
+    Peer("ONNX Runtime", "int4 weight-only f32", partial(_nbits, level=0)),
 ]

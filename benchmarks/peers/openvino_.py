@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .common import INPUT_SCALE, INPUT_ZERO, Case, Layer, Peer
+from .common import CODE_ZERO, GROUP, INPUT_SCALE, INPUT_ZERO, Case, Layer, Peer
 
 
 def missing() -> str | None:
@@ -24,6 +24,24 @@ def _core() -> Any:
     return openvino.Core()
 
 
+def _int4(case: Case) -> Any:
+    """The pattern that OpenVINO knows compressed weights by."""
+    import openvino
+    from openvino import opset13 as op
+
+    n, k = case.weight.shape
+    pairs = (case.codes[:, ::2] | case.codes[:, 1::2] << 4).contiguous().numpy().reshape(-1)
+    shape = openvino.Shape([n, k // GROUP, GROUP])
+    # A constant shares the memory of its tensor, which lives as long as the case.
+    case.shared["openvino int4"] = pairs
+    codes = op.constant(openvino.Tensor(pairs, shape, openvino.Type.u4))
+    zero = op.constant(np.full((n, k // GROUP, 1), CODE_ZERO, np.float16))
+    scale = op.constant(case.group_scale[..., None].half().numpy())
+    groups = op.multiply(op.subtract(op.convert(codes, np.float16), zero), scale)
+    size = op.constant(np.array([n, k], np.int64))
+    return op.convert(op.reshape(groups, size, False), np.float32)
+
+
 def _layer(
     case: Case, rows: int, weights: str, *, static: bool = False, hint: str = "f32", group: int = 0
 ) -> Layer:
@@ -34,6 +52,8 @@ def _layer(
     x = op.parameter([-1, k], np.float32, name="x")
     if weights == "float":
         weight = op.constant(case.weight.numpy())
+    elif weights == "int4":
+        weight = _int4(case)
     else:
         weight = op.multiply(
             op.convert(op.constant(case.integers.numpy()), np.float32),
@@ -81,4 +101,7 @@ PEERS = [
     Peer("OpenVINO groups of 128", "int8 dynamic", partial(_layer, weights="int8", group=128)),
     Peer("OpenVINO", "int8 weight-only f32", partial(_layer, weights="int8")),
     Peer("OpenVINO, f32 io", "int8 weight-only bf16", partial(_layer, weights="int8", hint="bf16")),
+    Peer("OpenVINO", "int4 dynamic", partial(_layer, weights="int4", group=GROUP)),
+    Peer("OpenVINO", "int4 weight-only f32", partial(_layer, weights="int4")),
+    Peer("OpenVINO, f32 io", "int4 weight-only bf16", partial(_layer, weights="int4", hint="bf16")),
 ]

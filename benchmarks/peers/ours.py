@@ -9,6 +9,8 @@ import zeropoint
 from zeropoint import QTensor, functional
 
 from .common import (
+    CODE_ZERO,
+    GROUP,
     INPUT_SCALE,
     INPUT_ZERO,
     OUTPUT_ZERO,
@@ -77,6 +79,26 @@ def _weight_only_bf16(case: Case, rows: int) -> Layer:
     return Layer(lambda x: functional.linear_weight_only(x, weight, bias), lambda x: x.bfloat16())
 
 
+def _groups(case: Case) -> QTensor:
+    zero_point = torch.full(case.group_scale.shape, CODE_ZERO)
+    return QTensor(case.codes, case.group_scale, zero_point, bits=4, group_size=GROUP)
+
+
+def _dynamic4(case: Case, rows: int) -> Layer:
+    weight, bias = _groups(case), case.bias
+    return Layer(lambda x: functional.linear_dynamic(x, weight, bias))
+
+
+def _weight_only4(case: Case, rows: int) -> Layer:
+    weight, bias = _groups(case), case.bias
+    return Layer(lambda x: functional.linear_weight_only(x, weight, bias))
+
+
+def _weight_only4_bf16(case: Case, rows: int) -> Layer:
+    weight, bias = _groups(case), case.bias
+    return Layer(lambda x: functional.linear_weight_only(x, weight, bias), lambda x: x.bfloat16())
+
+
 PEERS = [
     Peer(NAME, "float32", _float32),
     Peer(NAME, "bfloat16", _bfloat16),
@@ -86,4 +108,7 @@ PEERS = [
     Peer(NAME, "int8 dynamic", _dynamic),
     Peer(NAME, "int8 weight-only f32", _weight_only),
     Peer(NAME, "int8 weight-only bf16", _weight_only_bf16),
+    Peer(NAME, "int4 dynamic", _dynamic4),
+    Peer(NAME, "int4 weight-only f32", _weight_only4),
+    Peer(NAME, "int4 weight-only bf16", _weight_only4_bf16),
 ]

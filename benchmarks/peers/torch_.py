@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .common import (
+    CODE_ZERO,
+    GROUP,
     INPUT_SCALE,
     INPUT_ZERO,
     OUTPUT_ZERO,
@@ -99,6 +101,24 @@ def _int8pack(case: Case, rows: int, dtype: torch.dtype) -> Layer:
     return Layer(lambda x: run(x, integers, scale).add_(bias), _to(dtype))
 
 
+def _int4pack(case: Case, rows: int, dtype: torch.dtype) -> Layer:
+    aten, scale = torch.ops.aten, case.group_scale.float()
+    packed = aten._convert_weight_to_int4pack_for_cpu(case.codes.int(), 1)
+    # It takes real zero as an offset of its own: code 8 is real zero there.
+    pairs = torch.stack([scale, (8 - CODE_ZERO) * scale], -1).transpose(0, 1)
+    pairs, bias = pairs.contiguous().to(dtype), case.bias.to(dtype)
+    run = aten._weight_int4pack_mm_for_cpu
+    return Layer(lambda x: run(x, packed, GROUP, pairs).add_(bias), _to(dtype))
+
+
+def _dyn_quant(case: Case, rows: int) -> Layer:
+    aten, (n, k) = torch.ops.aten, case.weight.shape
+    pairs = (case.codes[:, 1::2] << 4 | case.codes[:, ::2]).contiguous()
+    packed = aten._dyn_quant_pack_4bit_weight(pairs, case.group_scale, case.bias, GROUP, k, n)
+    run = aten._dyn_quant_matmul_4bit
+    return Layer(lambda x: run(x, packed, GROUP, k, n))
+
+
 PEERS = [
     Peer("torch", "float32", partial(_plain, dtype=torch.float32)),
     Peer("torch oneDNN packed", "float32", partial(_onednn, dtype=torch.float32), per_rows=True),
@@ -122,4 +142,12 @@ PEERS = [
     ),
     Peer("torch int8pack_mm", "int8 weight-only f32", partial(_int8pack, dtype=torch.float32)),
     Peer("torch int8pack_mm", "int8 weight-only bf16", partial(_int8pack, dtype=torch.bfloat16)),
+    Peer("torch dyn_quant_matmul_4bit", "int4 dynamic", _dyn_quant, slow=True),
+    Peer(
+        "torch int4pack_mm",
+        "int4 weight-only f32",
+        partial(_int4pack, dtype=torch.float32),
+        slow=True,
+    ),
+    Peer("torch int4pack_mm", "int4 weight-only bf16", partial(_int4pack, dtype=torch.bfloat16)),
 ]
