@@ -9,6 +9,7 @@ from .affine import (
     quantize_to_spec,
 )
 from .diagnose import Diagnosis, diagnose
+from .embedding import QuantizedEmbedding
 from .explain import Explanation, explain
 from .float_linear import Linear
 from .formats.native import CheckpointError, load, quantize_file, save
@@ -76,6 +77,7 @@ __all__ = [
     "QTensor",
     "QuantSpec",
     "QuantizationSummary",
+    "QuantizedEmbedding",
     "QuantizedLinear",
     "Recipe",
     "Report",

@@ -122,4 +122,5 @@ def broadcastable(per_channel: Tensor, axis: int, ndim: int) -> Tensor:
 
 def expand_groups(per_group: Tensor, size: int, length: int) -> Tensor:
     """``(…, groups)`` as ``(…, length)``: each group's value at every entry of the group."""
+    size = min(size, length)  # of a single group it may be anything above
     return per_group.repeat_interleave(size, -1)[..., :length]

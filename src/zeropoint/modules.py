@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from . import functional
+from . import functional, held_weight
 from .affine import quantize_to_spec
-from .codec import packed_size
 from .float_linear import Linear
 from .input_transform import check_rotation, transform_input, walsh_hadamard
-from .layout import Layout
 from .packings import QPARAMS, forget, fresh, shared_qtensor, version
 from .recording import recorded
-from .spec import WEIGHT_INT8, PerChannel, PerGroup, QuantSpec, integer_range
+from .spec import WEIGHT_INT8, QuantSpec
 from .tensor import QTensor
 
 Mode = Literal["dynamic", "static", "weight-only"]
@@ -110,23 +108,16 @@ class QuantizedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.mode, self.rotation = mode, rotation
-        # Checked by the spec that they make; an 8-bit layer holds signed integers, others unsigned.
-        granularity = PerChannel(0) if group_size is None else PerGroup(group_size)
-        spec = QuantSpec(bits, bits == 8, False, granularity, scale_dtype)
         self.bits, self.group_size, self.scale_dtype = bits, group_size, scale_dtype
-        size = torch.Size((out_features, in_features))
-        self._layout = Layout.of(size, spec.signed, bits, group_size).kept()
+        size = out_features, in_features
+        held = held_weight.buffers(*size, bits, group_size, scale_dtype)
+        self._layout = held_weight.layout(*size, bits, group_size)
         f32, i32, one = torch.float32, torch.int32, torch.Size(())
-        out = per = torch.Size((out_features,))
-        zero_points = i32
-        if isinstance(granularity, PerGroup):
-            per = torch.Size((out_features, granularity.count(in_features)))
-            zero_points = spec.dtype
-        row = packed_size(in_features, bits)
-        for name, held, fill, shape, dtype in (
-            ("weight", True, 0, torch.Size((out_features, row)), spec.dtype),
-            ("scale", True, 1, per, scale_dtype),
-            ("zero_point", True, 0, per, zero_points),
+        out = torch.Size((out_features,))
+        for name, present, fill, shape, dtype in (
+            ("weight", True, 0, *held["weight"]),
+            ("scale", True, 1, *held["scale"]),
+            ("zero_point", True, 0, *held["zero_point"]),
             ("bias", bias, 0, out, f32),
             ("input_scale", mode == "static", 1, one, f32),
             ("input_zero_point", mode == "static", 0, one, i32),
@@ -134,7 +125,7 @@ class QuantizedLinear(nn.Module):
             ("output_zero_point", quantized_output, 0, one, i32),
             ("input_factor", input_factor, 1, torch.Size((in_features,)), f32),
         ):
-            buffer = torch.full(shape, fill, dtype=dtype, device=device) if held else None
+            buffer = torch.full(shape, fill, dtype=dtype, device=device) if present else None
             self.register_buffer(name, buffer)
         self._cache: tuple[Any, ...] | None = None
 
@@ -225,15 +216,8 @@ class QuantizedLinear(nn.Module):
                     f"{input_factor.dtype} of shape {tuple(input_factor.shape)}"
                 )
             layer.input_factor.copy_(input_factor.detach())
-        integers, zero_point = weight._int_repr, weight.zero_point.to(torch.int32)
-        if weight.bits < 8:  # packed codes, which are unsigned whatever the integers are
-            zero_point = zero_point - integer_range(weight.bits, weight.dtype == torch.int8)[0]
-        elif weight.dtype == torch.uint8:
-            integers = (integers.to(torch.int16) - 128).to(torch.int8)
-            zero_point = zero_point - 128
-        layer.weight.copy_(integers)
-        layer.scale.copy_(weight.scale.expand(layer.scale.shape))
-        layer.zero_point.copy_(zero_point.expand(layer.zero_point.shape))
+        for name, value in held_weight.held(weight).items():
+            getattr(layer, name).copy_(value)
         if layer.bias is not None and bias is not None:
             layer.bias.copy_(bias.detach())
         for side, qparams in (("input", input_qparams), ("output", output_qparams)):
