@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeropoint.search.solve import allocate, total
+from zeropoint.search.solve import _without_highs_leftover, allocate, total
 
 
 def best_of_all(objective, costs, limits) -> float | None:
@@ -92,6 +94,16 @@ def test_the_more_may_be_spent_the_less_is_lost() -> None:
 def test_nothing_to_choose() -> None:
     assert allocate([], {}, {}).choices == ()
     assert allocate([[3.0]], {"b": [[5]]}, {"b": 4}) is None
+
+
+def test_what_the_solver_forgot_is_not_printed_and_all_else_is(capfd) -> None:
+    with _without_highs_leftover():
+        libc = ctypes.CDLL(None)
+        libc.puts(b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();")
+        libc.puts(b"a line of C")
+        os.write(1, b"another\n")
+    print("after")
+    assert sorted(capfd.readouterr().out.splitlines()) == ["a line of C", "after", "another"]
 
 
 @pytest.mark.parametrize(

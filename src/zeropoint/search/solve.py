@@ -7,9 +7,14 @@ https://highs.dev) by :func:`scipy.optimize.milp`, which proves its optimum.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,13 +153,14 @@ def _highs(
             optimize.LinearConstraint(row[None, :] / unit, -np.inf, (limit - least) / unit)
         )
     for _ in range(_CUTS):
-        solution = optimize.milp(
-            np.concatenate(values),
-            integrality=np.ones(count),
-            bounds=optimize.Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        with _without_highs_leftover():
+            solution = optimize.milp(
+                np.concatenate(values),
+                integrality=np.ones(count),
+                bounds=optimize.Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0},
+            )
         if solution.x is None:
             if solution.status == 2:  # infeasible
                 return None
@@ -170,6 +176,33 @@ def _highs(
         cut[starts[:-1] + np.array(picked)] = 1
         constraints.append(optimize.LinearConstraint(cut[None, :], -np.inf, len(sizes) - 1))
     raise RuntimeError(f"HiGHS kept a limit {limits} only within its tolerance, {_CUTS} times")
+
+
+@contextmanager
+def _without_highs_leftover() -> Iterator[None]:
+    """Keep a line from stdout that some versions of HiGHS forgot to take out
+    (https://github.com/ERGO-Code/HiGHS/issues/2783); all else that is written meanwhile follows."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError, AttributeError):  # there is no stdout
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            yield
+        finally:
+            with suppress(OSError, TypeError, AttributeError):
+                ctypes.CDLL(None).fflush(None)  # what C's stdio has not written yet
+            os.dup2(kept, 1)
+            os.close(kept)
+            file.seek(0)
+            lines = file.read().splitlines(keepends=True)
+            os.write(1, b"".join(x for x in lines if not x.startswith(_LEFTOVER)))
+
+
+_LEFTOVER = b"HighsMipSolverData::transformNewIntegerFeasibleSolution"
 
 
 def _check(
