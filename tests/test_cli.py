@@ -141,9 +141,26 @@ def test_include_exclude_and_recipe_file() -> None:
     }
 
 
+def test_methods_are_the_library_s() -> None:
+    line = ["quantize", "zp_nets:small", "--to", "int4", "--out", "q.safetensors"]
+    text = ok(*line, "--method", "smooth, gptq", "--calibrate", "data.npy")
+    assert "by smooth, gptq" in text
+    assert "output error" in text
+    loaded = sources.load_model("zp_nets:small")
+    recipe = zeropoint.RECIPES["int4"].with_method(("smooth", "gptq"))
+    data = sources.load_data("data.npy", loaded)
+    expected = zeropoint.quantize(loaded.model, recipe, calibration=data)
+    zeropoint.save(expected, "expected.safetensors")
+    assert Path("q.safetensors").read_bytes() == Path("expected.safetensors").read_bytes()
+    assert "by hqq" in ok(*line, "--method", "hqq")
+    assert "--method gptq needs --calibrate FILE" in fails(*line, "--method", "gptq", code=2)
+    assert "--method: method must be of smooth," in fails(*line, "--method", "gtpq", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["w.safetensors", "--to", "int4", "--method", "gptq", "--calibrate", "data.npy"], "calib"),
         (["zp_nets:no", "--to", "int8-dynamic"], "has no 'no'"),
         (["missing.safetensors", "--to", "int8-dynamic"], "missing.safetensors"),
         (["zp_nets:small", "--to", "int9"], "int8-dynamic"),

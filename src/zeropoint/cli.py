@@ -23,6 +23,7 @@ from . import bench as bench_
 from . import doctor as doctor_
 from . import limits as limits_
 from . import sources
+from .algorithms import METHODS
 from .commands.compare import compare
 from .commands.diagnose import diagnose
 from .commands.explain import explain
@@ -34,8 +35,8 @@ from .commands.printing import table as _table
 from .commands.printing import warn as _warn
 from .commands.printing import warn_if_reference as _warn_if_reference
 from .commands.printing import write_json as _write_json
-from .commands.search import search
 from .commands.rescue import rescue
+from .commands.search import search
 from .formats import native
 from .quantize import RECIPES
 from .quantize import quantize as quantize_model
@@ -129,7 +130,16 @@ def quantize(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Data that int8-static needs: .safetensors, .npz, .npy, or lines of .txt.",
+            help="Data that int8-static and some methods need: .safetensors, .npz, .npy, or lines "
+            "of .txt.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="How the integers are found, instead of rounding to nearest: one or more, with "
+            f"commas, of {', '.join(METHODS)}.",
         ),
     ] = None,
     include: Annotated[
@@ -149,10 +159,16 @@ def quantize(
     zeropoint quantize ./all-MiniLM-L6-v2 --to int8-dynamic --out minilm.safetensors
     """
     recipe = sources.load_recipe(to)
+    if method is not None:
+        try:
+            recipe = recipe.with_method(tuple(name.strip() for name in method.split(",")))
+        except ValueError as error:
+            raise typer.BadParameter(f"--method: {error}") from error
     _check_writable("--out", out)
     needs_data = sources.needs_calibration(recipe)
     if needs_data and calibrate is None:
-        raise typer.BadParameter(f"--to {to} needs --calibrate FILE")
+        by = "" if method is None else f" --method {method}"
+        raise typer.BadParameter(f"--to {to}{by} needs --calibrate FILE")
     patterns: dict[str, Any] = {"include": include or None, "exclude": exclude or None}
     if sources.is_tensor_file(model):
         if calibrate is not None or needs_data:

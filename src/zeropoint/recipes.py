@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, get_args
 
@@ -205,6 +205,21 @@ class Recipe:
             if any(fnmatchcase(name, pattern) for name in names):
                 return layer, pattern
         return self.default, None
+
+    def with_method(self, method: str | tuple[str, ...]) -> Recipe:
+        """The same for all layers that it quantizes, with this method.
+
+        Raises:
+            TypeError, ValueError: as :class:`LayerRecipe`.
+
+        >>> print(RECIPES["int8-dynamic"].with_method("gptq").default)
+        dynamic, weight int8 per channel by gptq
+        """
+
+        def by(layer: LayerRecipe | None) -> LayerRecipe | None:
+            return None if layer is None else replace(layer, method=method)  # type: ignore[arg-type]
+
+        return Recipe(by(self.default), tuple((p, by(layer)) for p, layer in self.overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """This recipe as JSON types."""

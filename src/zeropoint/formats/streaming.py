@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..affine import choose_qparams, quantize_per_tensor, quantize_to_spec
+from ..algorithms import needs_data, quantize_weight
+from ..algorithms.hadamard import rotation
 from ..modules import QuantizedLinear
 from ..quantize import LayerRecipe, QuantizationSummary, Recipe, get_recipe
 from ..spec import PerGroup, PerTensor
@@ -53,8 +55,9 @@ def quantize_file(
     Args:
         path_in: a safetensors file.
         path_out: the checkpoint, written atomically; may be ``path_in``.
-        recipe: a name, :class:`Recipe` or :class:`LayerRecipe` without static layers, which need
-            a model to calibrate.
+        recipe: a name, :class:`Recipe` or :class:`LayerRecipe` without static layers and without
+            methods that look at data, which need a model to calibrate. Other methods take weights
+            per channel or per group.
         include: glob patterns of the layers to consider; default all. ``*`` also matches dots.
         exclude: glob patterns of layers to leave float, instead of :data:`EMBEDDINGS`.
         progress: show a progress bar where it takes over two seconds and stderr is a terminal.
@@ -64,7 +67,8 @@ def quantize_file(
 
     Raises:
         TypeError: a pattern that is not a string.
-        ValueError: an unknown or static recipe; a pattern that matches no 2-D weight.
+        ValueError: an unknown recipe, or one that needs a model to calibrate; a method and a weight
+            per tensor; a pattern that matches no 2-D weight.
         CheckpointError: ``path_in`` is not a sound safetensors file or a checkpoint already; NaN or
             Inf in a weight, with the layer's name. No file is written.
         OSError: the file system's.
@@ -75,6 +79,16 @@ def quantize_file(
             raise ValueError(
                 "recipe must not be static here: static layers need a model to calibrate; use "
                 "zeropoint.quantize"
+            )
+        if layer is not None and layer.needs_calibration:
+            raise ValueError(
+                f"recipe must not use {needs_data(layer.method)[0]!r} here, which looks at data "
+                "and so needs a model; use zeropoint.quantize"
+            )
+        if layer is not None and layer.method and layer.weight.granularity == PerTensor():
+            raise ValueError(
+                f"recipe must be per channel or per group here for method {layer.method[0]!r}, got "
+                "per tensor, for which a weight must be read whole; use zeropoint.quantize"
             )
     with open_reader(path_in) as reader:
         plan = _Plan(reader, recipe, _patterns("include", include), _patterns("exclude", exclude))
@@ -174,6 +188,7 @@ class _Plan:
                 bits=layer.weight.bits,
                 group_size=groups.size if isinstance(groups, PerGroup) else None,
                 scale_dtype=str(layer.weight.scale_dtype).removeprefix("torch."),
+                rotation=_rotation(layer, in_features)[1],
             )
             self.weights[qualified(name, "weight")] = name
             replaced |= {qualified(name, "weight"), qualified(name, "bias")}
@@ -187,7 +202,7 @@ class _Plan:
             return f"its weight is empty, {weight.shape}"
         if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in _FLOATS):
             return f"its bias is {bias.dtype} {list(bias.shape)}, no Linear layer's"
-        for key in ("scale", "zero_point"):
+        for key in ("scale", "zero_point", "input_factor"):
             other = qualified(name, key)
             if other in tensors or other in self.aliases:
                 return f"the file has a tensor {other!r} of its own"
@@ -215,13 +230,26 @@ def _quantize(
     whole = _range(reader, tensor, layer) if per_tensor else None
     for block in _blocks(reader, tensor):
         _require_finite(reader.path, layer, name, block)
-        if whole is None:
+        if recipe.method:
+            q = quantize_weight(block, None, recipe.weight, recipe.method).weight
+        elif whole is None:
             q = quantize_to_spec(block, recipe.weight)
         else:
             scale, zero_point = choose_qparams(*whole, recipe.weight)
             spec = recipe.weight
             q = quantize_per_tensor(block, scale, zero_point, spec.dtype, bits=spec.bits)
         _write_block(writer, layer, q)
+    factor, size = _rotation(recipe, tensor.shape[1])
+    if size:
+        writer.write_tensor(qualified(layer, "input_factor"), factor)
+
+
+def _rotation(recipe: LayerRecipe, in_features: int) -> tuple[Tensor, int]:
+    """The factor and the size of the rotation that change a layer's input; 0: nothing does."""
+    if "hadamard" not in recipe.method:
+        return torch.empty(0), 0
+    factor, size = rotation(in_features)
+    return factor, size if size > 1 else 0
 
 
 def _write_block(writer: Writer, layer: str, q: QTensor) -> None:
