@@ -19,6 +19,8 @@ SAMPLE = 5e-5
 """Seconds of one sample at least: shorter calls are repeated, or the clock would count too much."""
 LONG = 0.01
 """Calls as long as this bring the caches into their state themselves: no warm-up."""
+DISTURBED = 0.05
+"""A call that seems to take less is tried again before it is believed."""
 HOPELESS = 4.0
 """A peer so many times slower than the best gets one round only."""
 
@@ -128,7 +130,7 @@ def in_turn(
                     samples.append((now - start) / count)
                     if now >= end:
                         break
-                estimates[name] = statistics.median(samples)
+                estimates[name] = min(samples)
             # Nobody always follows the same neighbour.
             names = names[1:] + names[:1] if round_ % 2 else names[::-1]
     finally:
