@@ -42,6 +42,10 @@ SHARED = {
     "algorithms": ("grid", "inputs"),
     "formats": (
         *("container", "header", "loading", "slots", "streaming", "values", "writer"),
+        # of formats that are not zeropoint's
+        *("contents", "foreign_scales", "hf_folder", "int32_words", "new_folder"),
+        # compressed_tensors'
+        "compressed_config",
         # torch_ao's
         *("inert_pickle", "rescue_report", "torch_archive", "torch_modules"),
         *("torch_parity", "torch_state"),

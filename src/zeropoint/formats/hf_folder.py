@@ -1,0 +1,101 @@
+"""Folders as Hugging Face's libraries write them: config.json beside safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .container import CheckpointError, Reader, TensorInfo, open_reader
+
+MAX_JSON_BYTES = 64 << 20
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An open checkpoint.
+
+    Attributes:
+        path: the folder, or the file that was given.
+        config: config.json, ``{}`` where there is none.
+        quantization: what it says of the quantization; ``{}`` where nothing.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    quantization: dict[str, Any]
+    _readers: Mapping[str, Reader]
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Name → entry of every tensor of every file."""
+        return {name: reader.tensors[name] for name, reader in self._readers.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor, read into memory of its own."""
+        return self._readers[name].tensor(name)
+
+
+@contextmanager
+def open_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
+    """Open a folder, or a .safetensors file with its config.json beside it.
+
+    Raises:
+        CheckpointError: it holds no weights, a file is damaged, an index leads out of the folder or
+            does not fit the files, two files hold one name.
+        OSError: a file cannot be opened or read.
+    """
+    path = Path(path)
+    folder, files = (path, None) if path.is_dir() else (path.parent, [path])
+    config = _read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    quantization = config.get("quantization_config", config.get("compression_config", {}))
+    if not quantization and (folder / "quantize_config.json").is_file():  # AutoGPTQ's own
+        quantization = {"quant_method": "gptq"} | _read_json(folder / "quantize_config.json")
+    if not isinstance(quantization, dict):
+        raise CheckpointError(folder / CONFIG, "quantization_config must be a JSON object")
+    with ExitStack() as stack:
+        readers: dict[str, Reader] = {}
+        for file in files or _files(folder):
+            reader = stack.enter_context(open_reader(file))
+            for name in reader.tensors:
+                if name in readers:
+                    reason = f"{readers[name].path.name} holds one of this name as well"
+                    raise CheckpointError(file, reason, tensor=name)
+                readers[name] = reader
+        yield Folder(path, config, quantization, readers)
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        table = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+            raise CheckpointError(folder / INDEX, "weight_map must map tensors to file names")
+        names = sorted(set(table.values()))
+        for name in names:
+            if name != Path(name).name or not name.endswith(".safetensors"):
+                raise CheckpointError(folder / INDEX, f"{name[:80]!r} is no file of the folder")
+            if not (folder / name).is_file():
+                raise CheckpointError(folder / INDEX, f"{name[:80]!r} is missing")
+        return [folder / name for name in names]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    raise CheckpointError(folder, f"it holds neither {WEIGHTS} nor {INDEX}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(path, f"longer than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"not valid JSON: {str(error)[:200]}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(path, "must hold a JSON object")
+    return content
