@@ -1,4 +1,5 @@
-"""``quantize``: walk a model and replace its Linear layers by :class:`QuantizedLinear`.
+"""``quantize``: walk a model and replace its Linear layers by :class:`QuantizedLinear`, and its
+embedding tables by :class:`QuantizedEmbedding` where the recipe says so.
 
 Which layer gets what is a :class:`Recipe`; what was done, and what was left and why, is the
 :class:`QuantizationSummary` on the result.
@@ -15,6 +16,7 @@ from torch import nn
 
 from .algorithms import needs_data
 from .calibrate import OBSERVERS, calibrate, check_batches
+from .embedding import QuantizedEmbedding
 from .methods import UNCALLED, build_layers, in_stages
 from .modules import QuantizedLinear
 from .plan import MODES, Plan
@@ -22,11 +24,13 @@ from .recipes import (
     RECIPES,
     LayerRecipe,
     Recipe,
+    describe,
     get_recipe,
     spec_from_dict,
     spec_to_dict,
 )
 from .replace import replace_modules, tie_weights
+from .spec import QuantSpec
 from .walk import ROOT, Selection, show
 
 __all__ = [
@@ -51,11 +55,14 @@ class QuantizationSummary:
         quantized: name → recipe of every layer that was replaced.
         left: name → reason of every Linear layer that stayed float.
         shared: further name → first name of replaced layers that have several.
-        tied: name → name of the layer whose integers it uses, of layers with one weight.
+        tied: name → name of the layer whose integers it uses, of layers and tables with one weight.
         unmatched: patterns of the recipe that decided over no layer.
         done: name → what the methods of its recipe did. Errors are those of the layer's output on
             the calibration data (or of its weight, where no method looked at data), in dB against
             rounding to nearest without any method.
+        embeddings: name → spec of every embedding table that was replaced.
+        embeddings_left: name → reason of every embedding that stayed float, where the recipe would
+            have them quantized.
     """
 
     quantized: dict[str, LayerRecipe] = field(default_factory=dict)
@@ -64,6 +71,8 @@ class QuantizationSummary:
     tied: dict[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     done: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, QuantSpec] = field(default_factory=dict)
+    embeddings_left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         total = len(self.quantized) + len(self.left)
@@ -71,11 +80,16 @@ class QuantizationSummary:
             (name, f"{layer} ({self.done[name]})" if name in self.done else str(layer))
             for name, layer in self.quantized.items()
         ]
+        rows += [(name, f"embedding {describe(spec)}") for name, spec in self.embeddings.items()]
         rows += [(alias, f"is {name or ROOT}") for alias, name in self.shared.items()]
         rows += [(name, f"shares the weight of {to or ROOT}") for name, to in self.tied.items()]
-        rows += [(name, f"left float: {reason}") for name, reason in self.left.items()]
+        left = self.left | self.embeddings_left
+        rows += [(name, f"left float: {reason}") for name, reason in left.items()]
+        heading = f"quantized {len(self.quantized)} of {total} Linear layers"
+        if tables := len(self.embeddings) + len(self.embeddings_left):
+            heading += f" and {len(self.embeddings)} of {tables} embeddings"
         return show(
-            f"quantized {len(self.quantized)} of {total} Linear layers",
+            heading,
             rows,
             [f"the recipe's pattern {p!r} decided over no layer" for p in self.unmatched],
         )
@@ -106,6 +120,11 @@ def quantize(
     language model's head tied to its embedding), the layer stays float, so that the tie stays
     intact, unless ``include`` holds its exact name.
 
+    Where the recipe has ``embeddings``, every ``nn.Embedding`` that passes the same rules becomes a
+    :class:`zeropoint.QuantizedEmbedding`; ``max_norm`` is one more reason to leave one. A table and
+    an output layer that is tied to it share their integers where both get one spec and no method
+    looks for others; otherwise both stay float and tied, unless ``include`` holds an exact name.
+
     The result carries a plain attribute ``quantization``, a :class:`QuantizationSummary`; print it.
 
     Args:
@@ -121,7 +140,8 @@ def quantize(
             (``model(*x)``) or mappings (``model(**x)``). Needed by static layers and by the methods
             that look at data, and by nothing else. Methods run it several times, so they keep what
             an iterator gives; rows of padding count as any other.
-        include: glob patterns of the layers to consider; default all. ``*`` also matches dots.
+        include: glob patterns of the layers to consider, embeddings among them where the recipe
+            has them quantized; default all. ``*`` also matches dots.
         exclude: glob patterns of layers to leave float; stronger than ``include``.
         inplace: change ``model`` itself and return it. Otherwise it is left as it is, and the
             layers that are replaced are not copied.
@@ -150,7 +170,7 @@ def quantize(
             raise TypeError(f"plan must be a zeropoint.Plan, got {type(plan).__name__}")
         recipe = plan.recipe()
     recipe = get_recipe("int8-dynamic" if recipe is None else recipe)
-    before = _before(model)
+    before, tables_before = _before(model)
     selection, unmatched = _choose(model, recipe, plan, include, exclude)
     _check_calibration(selection.chosen, calibration)
     observers = {
@@ -175,18 +195,21 @@ def quantize(
     if built.uncalled:
         selection.leave_broken_ties()
     kept = selection.chosen
+    replacements = {name: layer for name, layer in built.layers.items() if name in kept}
+    tables = _build_tables(selection, replacements, built.tied)
     summary = QuantizationSummary(
         quantized=before | kept,
         left=selection.left_in_order(),
         shared=selection.aliases(),
-        tied={n: owner for n, owner in built.tied.items() if n in kept and owner in kept},
+        tied={n: owner for n, owner in built.tied.items() if {n, owner} <= kept.keys() | tables},
         unmatched=unmatched,
         done={name: what for name, what in built.done.items() if name in kept},
+        embeddings=tables_before | selection.tables,
+        embeddings_left=selection.tables_left(),
     )
-    if not summary.quantized and recipe != Recipe(None):
+    if not summary.quantized and not summary.embeddings and recipe != Recipe(None):
         warnings.warn(f"nothing was quantized\n{summary}", UserWarning, stacklevel=2)
-    replacements = {name: layer for name, layer in built.layers.items() if name in kept}
-    result = replace_modules(model, replacements, inplace=inplace)
+    result = replace_modules(model, replacements | tables, inplace=inplace)
     result.quantization = summary  # type: ignore[assignment]
     return result
 
@@ -204,16 +227,57 @@ def _choose(
             return layer
         return "the recipe keeps it float" if plan is None else plan.why_float(names)
 
-    selection = Selection(model, include, exclude, choose)
+    selection = Selection(
+        model, include, exclude, choose, table=recipe.embeddings, agree=_share_integers
+    )
     if plan is not None:
         known = {alias for names in selection.names.values() for alias in names}
         for name, form in plan.choices.items():
             if form in MODES and name not in known:
                 raise ValueError(f"plan: the model has no Linear layer {name!r}; plan for it anew")
-    for name in selection.chosen:
-        if not bool(selection.layers[name].weight.isfinite().all()):
+    weights = {name: selection.layers[name].weight for name in selection.chosen}
+    weights |= {name: selection.embeddings[name].weight for name in selection.tables}
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
             raise ValueError(f"layer {name!r}: its weight holds NaN or Inf")
     return selection, tuple(p for p, _ in recipe.overrides if p not in decided_by)
+
+
+def _share_integers(layer: LayerRecipe, table: QuantSpec) -> bool:
+    """Whether a Linear layer and a table of one weight get the same integers."""
+    return layer.weight == table and not layer.method
+
+
+def _build_tables(
+    selection: Selection, linears: dict[str, nn.Module], tied: dict[str, str]
+) -> dict[str, nn.Module]:
+    """The embeddings' replacements. Those that share a weight with a layer or with each other share
+    its integers, and are noted in ``tied``."""
+    owners: dict[int, str] = {}  # id of a Parameter → the first layer that holds its integers
+    built: dict[str, Any] = dict(linears)
+    for name, choice in selection.chosen.items():
+        if selection.tables and _share_integers(choice, next(iter(selection.tables.values()))):
+            owners.setdefault(id(selection.layers[name].weight), name)
+    for name, spec in selection.tables.items():
+        embedding = selection.embeddings[name]
+        owner = owners.setdefault(id(embedding.weight), name)
+        if owner == name:
+            built[name] = QuantizedEmbedding.from_embedding(embedding, spec)
+            continue
+        to, (rows, columns) = built[owner], embedding.weight.shape
+        built[name] = QuantizedEmbedding(
+            rows,
+            columns,
+            embedding.padding_idx,
+            "meta",
+            embedding.weight.dtype,
+            bits=to.bits,
+            group_size=to.group_size,
+            scale_dtype=to.scale_dtype,
+        )
+        tie_weights(built[name], to)
+        tied[name] = owner
+    return {name: built[name] for name in selection.tables}
 
 
 def _check_calibration(chosen: dict[str, LayerRecipe], calibration: Any) -> None:
@@ -238,14 +302,16 @@ def _check_calibration(chosen: dict[str, LayerRecipe], calibration: Any) -> None
         )
 
 
-def _before(model: nn.Module) -> dict[str, LayerRecipe]:
-    """What an earlier call of :func:`quantize` did, as far as it is still there."""
+def _before(model: nn.Module) -> tuple[dict[str, LayerRecipe], dict[str, QuantSpec]]:
+    """What an earlier call of :func:`quantize` did to layers and to tables, as far as it is still
+    there."""
     summary = getattr(model, "quantization", None)
     if not isinstance(summary, QuantizationSummary):
-        return {}
+        return {}, {}
     modules = dict(model.named_modules(remove_duplicate=False))
-    return {
-        name: layer
-        for name, layer in summary.quantized.items()
-        if isinstance(modules.get(name), QuantizedLinear)
-    }
+
+    def there(done: dict[str, Any], kind: type[nn.Module]) -> dict[str, Any]:
+        return {name: what for name, what in done.items() if isinstance(modules.get(name), kind)}
+
+    layers = there(summary.quantized, QuantizedLinear)
+    return layers, there(summary.embeddings, QuantizedEmbedding)

@@ -73,6 +73,15 @@ def spec_from_dict(d: Mapping[str, Any]) -> QuantSpec:
     return QuantSpec(d["bits"], d["signed"], d["symmetric"], granularity, dtype)
 
 
+def _check_rows(field: str, spec: QuantSpec) -> None:
+    """Refuse scales that rows of a weight cannot have."""
+    granularity = spec.granularity
+    if granularity not in (PerTensor(), PerChannel(0)) and not isinstance(granularity, PerGroup):
+        raise ValueError(
+            f"{field} must be per tensor, PerChannel(0) or PerGroup(size), got {granularity!r}"
+        )
+
+
 @dataclass(frozen=True)
 class LayerRecipe:
     """How one Linear layer is quantized.
@@ -108,14 +117,7 @@ class LayerRecipe:
             spec = getattr(self, field)
             if not isinstance(spec, QuantSpec):
                 raise TypeError(f"{field} must be a QuantSpec, got {type(spec).__name__}")
-        granularity = self.weight.granularity
-        if granularity not in (PerTensor(), PerChannel(0)) and not isinstance(
-            granularity, PerGroup
-        ):
-            raise ValueError(
-                "weight must be per tensor, PerChannel(0) or PerGroup(size), got "
-                f"{self.weight.granularity!r}"
-            )
+        _check_rows("weight", self.weight)
         a = self.activation
         if a.signed or a.bits != 8 or a.granularity != PerTensor():
             raise ValueError(f"activation must be unsigned 8 bits and per tensor, got {a!r}")
@@ -131,11 +133,11 @@ class LayerRecipe:
         return self.mode == "static" or bool(needs_data(self.method))
 
     def __str__(self) -> str:
-        text = f"{self.mode}, weight {_describe(self.weight)}"
+        text = f"{self.mode}, weight {describe(self.weight)}"
         if self.method:
             text += f" by {', '.join(self.method)}"
         if self.mode == "static":
-            text += f", input {_describe(self.activation)} by {self.observer}"
+            text += f", input {describe(self.activation)} by {self.observer}"
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,16 +164,19 @@ class LayerRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How each Linear layer of a model is quantized.
+    """How each Linear layer of a model is quantized, and its embedding tables.
 
     Args:
         default: for layers that no pattern matches; ``None`` keeps them float.
         overrides: ``(pattern, layer recipe or None)`` pairs. The first pattern that matches a
             layer's qualified name wins; ``None`` keeps the layer float. Patterns are globs as in
             :mod:`fnmatch`, case-sensitive, and ``*`` also matches dots.
+        embeddings: spec of the rows of every ``nn.Embedding``, as a layer's ``weight``, whose
+            output channel is a row here; ``None`` keeps them float. ``overrides`` is not about
+            them.
 
     Raises:
-        TypeError: a field of the wrong type.
+        TypeError, ValueError: a field of the wrong type, or a spec that rows cannot follow.
 
     >>> recipe = Recipe(LayerRecipe("dynamic"), overrides=(("*.lm_head", None),))
     >>> Recipe.from_dict(recipe.to_dict()) == recipe
@@ -180,8 +185,15 @@ class Recipe:
 
     default: LayerRecipe | None
     overrides: tuple[tuple[str, LayerRecipe | None], ...] = ()
+    embeddings: QuantSpec | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.embeddings, QuantSpec | None):
+            raise TypeError(
+                f"embeddings must be a QuantSpec or None, got {type(self.embeddings).__name__}"
+            )
+        if self.embeddings is not None:
+            _check_rows("embeddings", self.embeddings)
         if not isinstance(self.default, LayerRecipe | None):
             raise TypeError(
                 f"default must be a LayerRecipe or None, got {type(self.default).__name__}"
@@ -219,23 +231,25 @@ class Recipe:
         def by(layer: LayerRecipe | None) -> LayerRecipe | None:
             return None if layer is None else replace(layer, method=method)  # type: ignore[arg-type]
 
-        return Recipe(by(self.default), tuple((p, by(layer)) for p, layer in self.overrides))
+        overrides = tuple((p, by(layer)) for p, layer in self.overrides)
+        return Recipe(by(self.default), overrides, self.embeddings)
 
     def to_dict(self) -> dict[str, Any]:
-        """This recipe as JSON types."""
-        return {
+        """This recipe as JSON types; ``embeddings`` is left out where they stay float."""
+        d = {
             "default": None if self.default is None else self.default.to_dict(),
             "overrides": [[p, None if r is None else r.to_dict()] for p, r in self.overrides],
         }
+        return d if self.embeddings is None else d | {"embeddings": spec_to_dict(self.embeddings)}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Recipe:
-        """The inverse of :meth:`to_dict`; ``overrides`` may be missing.
+        """The inverse of :meth:`to_dict`; all but ``default`` may be missing.
 
         Raises:
             TypeError, ValueError: not a mapping, unknown keys, or values that do not fit.
         """
-        _check_keys("a recipe", d, ("default", "overrides"), required=("default",))
+        _check_keys("a recipe", d, ("default", "overrides", "embeddings"), required=("default",))
         overrides = d.get("overrides", [])
         if not isinstance(overrides, list | tuple) or not all(
             isinstance(pair, list | tuple) and len(pair) == 2 for pair in overrides
@@ -245,7 +259,12 @@ class Recipe:
         def layer(value: Any) -> LayerRecipe | None:
             return None if value is None else LayerRecipe.from_dict(value)
 
-        return cls(layer(d["default"]), tuple((p, layer(r)) for p, r in overrides))
+        embeddings = d.get("embeddings")
+        return cls(
+            layer(d["default"]),
+            tuple((p, layer(r)) for p, r in overrides),
+            None if embeddings is None else spec_from_dict(embeddings),
+        )
 
 
 RECIPES: dict[str, Recipe] = {
@@ -279,7 +298,12 @@ def get_recipe(recipe: str | Recipe | LayerRecipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def _describe(spec: QuantSpec) -> str:
+def describe(spec: QuantSpec) -> str:
+    """A spec in a few words.
+
+    >>> describe(WEIGHT_INT8)
+    'int8 per channel'
+    """
     name = f"{'int' if spec.signed else 'uint'}{spec.bits}"
     where = "per channel" if isinstance(spec.granularity, PerChannel) else "per tensor"
     if isinstance(spec.granularity, PerGroup):

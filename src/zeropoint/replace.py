@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from .embedding import QuantizedEmbedding
 from .modules import QuantizedLinear
 from .packed_linear import PackedLinear
 
@@ -99,19 +100,36 @@ def _switch_off_fused_paths(model: nn.Module) -> None:
             module.use_nested_tensor = False  # it packs padded batches for the fused path only
 
 
-def tie_weights(layer: QuantizedLinear, to: QuantizedLinear) -> None:
+_Holder = QuantizedLinear | QuantizedEmbedding
+
+
+def tie_weights(layer: _Holder, to: _Holder) -> None:
     """Let ``layer`` use the integers, scales and zero points of ``to``, and so one packing; and its
-    input factor and rotation, which its integers are made for.
+    input factor and rotation, which its integers are made for. A row of an embedding table is an
+    output of a Linear layer.
 
     Raises:
-        ValueError: the layers' weights differ in size, width or groups.
+        ValueError: the layers' weights differ in size, width or groups, or one is a table and the
+            other has an input factor.
     """
     if layer.weight.shape != to.weight.shape or layer._layout != to._layout:
         raise ValueError(f"layer must have a weight {_describe(to)}, got one {_describe(layer)}")
+    linear = isinstance(layer, QuantizedLinear)
+    if linear and isinstance(to, QuantizedLinear):
+        layer.input_factor, layer.rotation = to.input_factor, to.rotation
+    elif any(
+        isinstance(side, QuantizedLinear) and side.input_factor is not None for side in (layer, to)
+    ):
+        raise ValueError(
+            "an embedding table and a Linear layer with an input_factor share no weight"
+        )
     layer.weight, layer.scale, layer.zero_point = to.weight, to.scale, to.zero_point
-    layer.input_factor, layer.rotation = to.input_factor, to.rotation
 
 
-def _describe(layer: QuantizedLinear) -> str:
+def _describe(layer: _Holder) -> str:
     groups = "" if layer.group_size is None else f" in groups of {layer.group_size}"
-    return f"of shape {(layer.out_features, layer.in_features)}, {layer.bits} bits{groups}"
+    if isinstance(layer, QuantizedEmbedding):
+        size = layer.num_embeddings, layer.embedding_dim
+    else:
+        size = layer.out_features, layer.in_features
+    return f"of shape {size}, {layer.bits} bits{groups}"

@@ -1,6 +1,7 @@
 """Find a model's Linear layers, and decide which can be replaced by another layer and which not.
 
-One set of rules for all that replaces Linear layers, so that none of them replaces a layer whose
+Embedding tables too, where they are asked for: a table may be an output layer's weight. One set of
+rules for all that replaces layers, so that none of them replaces a layer whose
 weight something else reads, or which computes something of its own.
 """
 
@@ -38,9 +39,13 @@ class Selection:
         choose: all names of a layer → what it gets, or a ``str``: the reason to leave it.
         fits: a layer that could be replaced → the reason to leave it all the same, or ``None``.
         stays: how the reason ends that is given for a broken tie.
+        table: what every ``nn.Embedding`` gets; ``None`` takes no account of them. Otherwise
+            ``include`` and ``exclude`` are about them as well.
+        agree: whether a Linear layer (what it gets) can share a table (what that gets); where not,
+            neither is chosen, as with a broken tie.
 
     Raises:
-        ValueError: a pattern that matches no Linear layer.
+        ValueError: a pattern that matches no such layer.
         TypeError: a pattern that is no ``str``.
     """
 
@@ -52,36 +57,44 @@ class Selection:
         choose: Callable[[list[str]], Any],
         fits: Callable[[nn.Linear], str | None] = lambda linear: None,
         stays: str = "which stays float",
+        table: Any = None,
+        agree: Callable[[Any, Any], bool] = lambda choice, table: False,
     ) -> None:
         self.layers: dict[str, nn.Linear] = {}
         self.names: dict[str, list[str]] = {}  # first name → all names
         self.chosen: dict[str, Any] = {}
         self.left: dict[str, str] = {}
+        self.embeddings: dict[str, nn.Embedding] = {}
+        self.tables: dict[str, Any] = {}  # of the embeddings, as chosen is of the layers
+        self._find_tables, self._agree = table is not None, agree
         self._include = _patterns("include", include)
         self._stays = stays
         self._owners: dict[int, list[tuple[str, str, int]]] = {}  # id of a Parameter → users
         self._in_attention: set[int] = set()
         excluded = _patterns("exclude", exclude) or ()
         self._find(model)
-        _check_patterns("include", self._include or (), self.names)
-        _check_patterns("exclude", excluded, self.names)
+        what = "Linear layer or embedding" if self._find_tables else "Linear layer"
+        _check_patterns("include", self._include or (), self.names, what)
+        _check_patterns("exclude", excluded, self.names, what)
         for name, linear in self.layers.items():
             choice = choose(self.names[name])
-            excluding = next((p for p in excluded if self._matches(name, p)), None)
-            if self._include is not None and not any(self._matches(name, p) for p in self._include):
-                self.left[name] = "not in include"
-            elif excluding is not None:
-                self.left[name] = f"excluded by {excluding!r}"
+            if reason := self._unwanted(name, excluded):
+                self.left[name] = reason
             elif isinstance(choice, str):
                 self.left[name] = choice
             elif reason := self._unfit(linear) or fits(linear):
                 self.left[name] = reason
             else:
                 self.chosen[name] = choice
+        for name, embedding in self.embeddings.items():
+            if reason := self._unwanted(name, excluded) or _unfit_table(embedding):
+                self.left[name] = reason
+            else:
+                self.tables[name] = table
         self.leave_broken_ties()
 
     def leave(self, name: str, reason: str) -> None:
-        del self.chosen[name]
+        del (self.chosen if name in self.chosen else self.tables)[name]
         self.left[name] = reason
 
     def leave_broken_ties(self) -> None:
@@ -89,27 +102,46 @@ class Selection:
         changed = True
         while changed:
             changed = False
-            chosen = {id(self.layers[name]) for name in self.chosen}
-            for name in list(self.chosen):
-                if self._include is not None and set(self._include) & set(self.names[name]):
-                    continue
-                for user, parameter, module in self._owners[id(self.layers[name].weight)]:
-                    if module not in chosen:
-                        where = f"{user}.{parameter}".lstrip(".")
-                        self.leave(name, f"its weight is also {where!r}, {self._stays}")
-                        changed = True
-                        break
+            chosen: dict[int, tuple[Any, Any]] = {}  # id of a module → its choice, or its table's
+            chosen |= {id(self.layers[n]): (choice, None) for n, choice in self.chosen.items()}
+            chosen |= {id(self.embeddings[n]): (None, table) for n, table in self.tables.items()}
+            broken = {name: self._broken_tie(name, chosen) for name in (*self.chosen, *self.tables)}
+            for name, reason in broken.items():
+                if reason is not None:
+                    self.leave(name, reason)
+                    changed = True
+
+    def _broken_tie(self, name: str, chosen: dict[int, tuple[Any, Any]]) -> str | None:
+        """Why a layer's weight, or a table, must stay what it is for something else's sake."""
+        if self._include is not None and set(self._include) & set(self.names[name]):
+            return None
+        own = self.layers[name] if name in self.chosen else self.embeddings[name]
+        choice, table = chosen[id(own)]
+        for user, parameter, module in self._owners[id(own.weight)]:
+            where = f"{user}.{parameter}".lstrip(".")
+            if module not in chosen:
+                return f"its weight is also {where!r}, {self._stays}"
+            other_choice, other_table = chosen[module]
+            if (table is None) != (other_table is None):
+                pair = (choice, other_table) if table is None else (other_choice, table)
+                if not self._agree(*pair):
+                    return f"its weight is also {where!r}, which would get other integers"
+        return None
 
     def left_in_order(self) -> dict[str, str]:
-        """Name → reason of what was left, in the order of the model."""
+        """Name → reason of the Linear layers that were left, in the order of the model."""
         return {name: self.left[name] for name in self.layers if name in self.left}
 
+    def tables_left(self) -> dict[str, str]:
+        """The same of embeddings."""
+        return {name: self.left[name] for name in self.embeddings if name in self.left}
+
     def aliases(self) -> dict[str, str]:
-        """Further name → first name of chosen layers that have several."""
+        """Further name → first name of chosen layers and tables that have several."""
         return {
             alias: name
             for name, (_, *aliases) in self.names.items()
-            if name in self.chosen
+            if name in self.chosen or name in self.tables
             for alias in aliases
         }
 
@@ -117,7 +149,7 @@ class Selection:
         first: dict[int, str] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             if id(module) in first:
-                if isinstance(module, nn.Linear):
+                if first[id(module)] in self.names:
                     self.names[first[id(module)]].append(name)
                 continue
             first[id(module)] = name
@@ -128,39 +160,59 @@ class Selection:
             if isinstance(module, nn.Linear):
                 self.layers[name] = module
                 self.names[name] = [name]
+            if self._find_tables and isinstance(module, nn.Embedding):
+                self.embeddings[name] = module
+                self.names[name] = [name]
 
     def _matches(self, name: str, pattern: str) -> bool:
         return any(fnmatchcase(alias, pattern) for alias in self.names[name])
 
+    def _unwanted(self, name: str, excluded: tuple[str, ...]) -> str | None:
+        if self._include is not None and not any(self._matches(name, p) for p in self._include):
+            return "not in include"
+        excluding = next((p for p in excluded if self._matches(name, p)), None)
+        return None if excluding is None else f"excluded by {excluding!r}"
+
     def _unfit(self, linear: nn.Linear) -> str | None:
         """Why a replacement would not compute the same function, or ``None``."""
-        kind = type(linear).__name__
         if id(linear) in self._in_attention:
             return "MultiheadAttention reads its weight directly"
-        if parametrize.is_parametrized(linear):
-            return "it is parametrized; remove the parametrizations first"
-        weight = linear._parameters.get("weight")
-        if weight is None:
-            return "its weight is not a parameter"
-        if is_lazy(weight):
-            return "it is lazy and not initialized yet; run the model once"
-        if type(linear).forward not in (nn.Linear.forward, Linear.forward):
-            return f"{kind} has a forward of its own"
-        if "forward" in linear.__dict__:
-            return "its forward was replaced on the instance"
-        if any(getattr(linear, hooks) for hooks in _HOOKS):
-            return "it has hooks, which a replacement would drop"
-        if linear._modules or linear._buffers or set(linear._parameters) - {"weight", "bias"}:
-            return f"{kind} holds more than weight and bias"
-        if type(weight) not in (Tensor, nn.Parameter):
-            return f"its weight is a {type(weight).__name__}"
-        if weight.dtype not in FLOATS:
-            return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
-        if weight.is_meta:
-            return "its weight is on the meta device and holds no values"
-        if not weight.numel():
-            return f"its weight is empty, {tuple(weight.shape)}"
-        return None
+        return _unfit(linear, (nn.Linear.forward, Linear.forward), ("weight", "bias"))
+
+
+def _unfit_table(embedding: nn.Embedding) -> str | None:
+    if embedding.max_norm is not None:
+        return "it has a max_norm, so that looking a row up changes the table"
+    return _unfit(embedding, (nn.Embedding.forward,), ("weight",))
+
+
+def _unfit(layer: nn.Module, forwards: tuple[Any, ...], held: tuple[str, ...]) -> str | None:
+    """Why what holds only ``held`` and computes by one of ``forwards`` cannot replace it."""
+    kind = type(layer).__name__
+    if parametrize.is_parametrized(layer):
+        return "it is parametrized; remove the parametrizations first"
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is not a parameter"
+    if is_lazy(weight):
+        return "it is lazy and not initialized yet; run the model once"
+    if type(layer).forward not in forwards:
+        return f"{kind} has a forward of its own"
+    if "forward" in layer.__dict__:
+        return "its forward was replaced on the instance"
+    if any(getattr(layer, hooks) for hooks in _HOOKS):
+        return "it has hooks, which a replacement would drop"
+    if layer._modules or layer._buffers or set(layer._parameters) - set(held):
+        return f"{kind} holds more than {' and '.join(held)}"
+    if type(weight) not in (Tensor, nn.Parameter):
+        return f"its weight is a {type(weight).__name__}"
+    if weight.dtype not in FLOATS:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
+    if weight.is_meta:
+        return "its weight is on the meta device and holds no values"
+    if not weight.numel():
+        return f"its weight is empty, {tuple(weight.shape)}"
+    return None
 
 
 def show(heading: str, rows: Iterable[tuple[str, str]], notes: Iterable[str] = ()) -> str:
@@ -181,12 +233,14 @@ def _patterns(argument: str, value: str | Iterable[str] | None) -> tuple[str, ..
     return patterns
 
 
-def _check_patterns(argument: str, patterns: Iterable[str], names: dict[str, list[str]]) -> None:
+def _check_patterns(
+    argument: str, patterns: Iterable[str], names: dict[str, list[str]], what: str
+) -> None:
     known = [alias for aliases in names.values() for alias in aliases]
     for pattern in patterns:
         if any(fnmatchcase(name, pattern) for name in known):
             continue
-        message = f"{argument}: no Linear layer matches {pattern!r}"
+        message = f"{argument}: no {what} matches {pattern!r}"
         inside = f"{pattern}.*"
         if any(fnmatchcase(name, inside) for name in known):
             message += f"; those inside it are {inside!r}"

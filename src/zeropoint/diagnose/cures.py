@@ -94,7 +94,8 @@ def _words(spec: QuantSpec) -> str:
 
 def overridden(recipe: Recipe, cures: Mapping[str, LayerRecipe | None]) -> Recipe:
     """The recipe with other choices for some layers, by their exact names."""
-    return Recipe(recipe.default, (*((escape(n), r) for n, r in cures.items()), *recipe.overrides))
+    overrides = (*((escape(n), r) for n, r in cures.items()), *recipe.overrides)
+    return Recipe(recipe.default, overrides, recipe.embeddings)
 
 
 class _Every:

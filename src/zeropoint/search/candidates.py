@@ -87,8 +87,10 @@ def label_choices(
         if choice is None or choice == FLOAT:
             continue
         recipe = get_recipe(choice)
-        if recipe.overrides or recipe.default is None:
-            raise ValueError(f"choices must be the same for all layers, got {choice!r}")
+        if recipe.overrides or recipe.default is None or recipe.embeddings is not None:
+            raise ValueError(
+                f"choices must be the same for all layers and leave embeddings, got {choice!r}"
+            )
         label = names.get(recipe.default) or short(recipe.default)
         if found.get(label, recipe.default) != recipe.default:  # they differ in something rare
             label = str(recipe.default)
