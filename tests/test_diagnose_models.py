@@ -163,16 +163,18 @@ def test_minilm_ruined_range(
 
 
 @pytest.mark.model
-def test_minilm_costs_less_than_twenty_evaluations(
-    encoder: nn.Module, sentences: list[Any]
-) -> None:
-    began = time.perf_counter()
+def test_minilm_costs_less_than_twenty_evaluations(encoder: nn.Module) -> None:
+    sentences = models.token_batches(models.load_tokenizer(), models.english_sentences(64))
+    models.embed(encoder, sentences)
+    began = time.process_time()  # other processes may take turns on these cores
+    models.embed(encoder, sentences)
+    once = time.process_time() - began
+    began = time.process_time()
     found = diagnose(encoder, sentences)
-    seconds = time.perf_counter() - began
+    assert time.process_time() - began < 20 * once
     assert len(found.layers) == 37
     assert found.evaluations < 20
-    assert found.cost < 20
-    assert seconds == pytest.approx(found.seconds, rel=0.3)  # what it says is what it took
+    assert found.cost == pytest.approx(found.seconds / found.evaluation_seconds)
     assert found.causes == ()  # int8-dynamic spares this model
 
 

@@ -184,14 +184,15 @@ def quantized_weight(layer: QuantizedLinear) -> Integers:
 
 
 def computed(layer: QuantizedLinear) -> Forward:
-    """What the layer computes: by its kernel, or where it has none, by floats that stand for its
-    integers, which is the same but for float32 rounding and much faster than the reference."""
+    """What the layer computes: by its kernel, or where it has none or leaves activations float, by
+    floats that stand for its integers, which is the same but for float32 rounding. That is faster
+    than the reference, and from some rows on than the chains of float kernels."""
     weight = layer.weight_qtensor()
 
     by_floats: list[Forward] = []  # made when needed: it holds the weight as floats
 
     def forward(input: Tensor) -> Tensor:
-        if kernels.usable(input, weight):
+        if layer.mode != "weight-only" and kernels.usable(input, weight):
             return layer.forward(input)  # type: ignore[return-value]
         if not by_floats:
             by_floats.append(simulated(layer))
