@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -67,6 +68,7 @@ inline uint32_t get(const void* from, zp::Type type, int64_t i) {
 struct Packed {
   std::unique_ptr<zp::PackedInt8> integers;
   std::unique_ptr<zp::PackedFloat> floats;
+  std::unique_ptr<zp::PackedGroups> groups;
 };
 
 inline Packed pack(const Problem& p, Guarded::Side side) {
@@ -82,10 +84,43 @@ inline Packed pack(const Problem& p, Guarded::Side side) {
   for (size_t i = 0; i < p.w.size(); i++) w.as()[i] = uint8_t(p.w[i]);
   for (size_t i = 0; i < p.w_scale.size(); i++) scale.as<float>()[i] = p.w_scale[i];
   for (size_t i = 0; i < p.w_zero.size(); i++) zero.as<int32_t>()[i] = p.w_zero[i];
+  if (p.group) {
+    Guarded scales(p.group_scale.size() * size_of(p.scale_type), side);
+    for (size_t i = 0; i < p.group_scale.size(); i++)
+      put(scales.as(), p.scale_type, int64_t(i), p.group_scale[i]);
+    packed.groups =
+        std::make_unique<zp::PackedGroups>(p.w.empty() ? nullptr : w.as(), p.n, p.k, p.group,
+                                           scales.as(), p.scale_type, zero.as<int32_t>());
+    return packed;
+  }
   packed.integers =
       std::make_unique<zp::PackedInt8>(p.w.empty() ? nullptr : w.as(), p.w_unsigned, p.n, p.k,
                                        scale.as<float>(), zero.as<int32_t>(), p.per_channel);
   return packed;
+}
+
+// How often each instruction set, as zp::isa_at counts them, was called.
+inline std::atomic<int64_t> calls[16];
+
+inline void count_call() {
+  for (int i = 0; i < zp::count_isas(); i++)
+    if (&zp::isa_at(i) == &zp::active_isa()) calls[i]++;
+}
+
+// The calls that weights of 8 bits and weights in groups have alike.
+template <class W>
+void call(const Problem& p, const W& w, const zp::Input& x, const float* bias, const zp::Post& post,
+          void* y, int threads) {
+  switch (p.mode) {
+    case oracle::Dynamic: return zp::linear_dynamic(w, x, bias, post, y, threads);
+    case oracle::Static:
+      return zp::linear_static(w, x, p.x_scale, p.x_zero, bias, post, y, threads);
+    case oracle::Integer:
+      return zp::linear_integer(w, x, p.x_scale, p.x_zero, bias, post, static_cast<float*>(y),
+                                threads);
+    case oracle::WeightOnly: return zp::linear_weight_only(w, x, bias, post, y, threads);
+    default: return count(false, "there is no such call");
+  }
 }
 
 // What the active instruction set computes.
@@ -110,26 +145,16 @@ inline std::vector<uint32_t> computed(const Problem& p, const Packed& packed, Gu
   const zp::Input input{elements ? x.as() : nullptr, p.type, p.m, stride};  // as torch has it
   const float* b = p.has_bias ? bias.as<float>() : nullptr;
   const zp::Post post{p.activation, rest ? residual.as() : nullptr, p.residual_stride};
-  switch (p.mode) {
-    case oracle::Dynamic:
-      zp::linear_dynamic(*packed.integers, input, b, post, y.as(), threads);
-      break;
-    case oracle::Static:
-      zp::linear_static(*packed.integers, input, p.x_scale, p.x_zero, b, post, y.as(), threads);
-      break;
-    case oracle::Integer:
-      zp::linear_integer(*packed.integers, input, p.x_scale, p.x_zero, b, post, y.as<float>(),
-                         threads);
-      break;
-    case oracle::Quantized:
-      zp::linear_quantized(*packed.integers, input, p.x_scale, p.x_zero, b, p.activation, y.as(),
-                           p.y_scale, p.y_zero, threads);
-      break;
-    case oracle::WeightOnly:
-      zp::linear_weight_only(*packed.integers, input, b, post, y.as(), threads);
-      break;
-    case oracle::Float: zp::linear_float(*packed.floats, input, b, post, y.as(), threads); break;
-  }
+  count_call();
+  if (packed.groups)
+    call(p, *packed.groups, input, b, post, y.as(), threads);
+  else if (p.mode == oracle::Quantized)
+    zp::linear_quantized(*packed.integers, input, p.x_scale, p.x_zero, b, p.activation, y.as(),
+                         p.y_scale, p.y_zero, threads);
+  else if (p.mode == oracle::Float)
+    zp::linear_float(*packed.floats, input, b, post, y.as(), threads);
+  else
+    call(p, *packed.integers, input, b, post, y.as(), threads);
   std::vector<uint32_t> codes(size_t(p.m * p.n));
   for (int64_t i = 0; i < p.m * p.n; i++) codes[i] = get(y.as(), p.y_type(), i);
   return codes;
@@ -178,10 +203,15 @@ void on_each_isa(const std::string& name, const F& f) {
   }
 }
 
-inline void check(const Problem& p, const std::string& name) {
+inline std::string groups_of(const Problem& p) {
+  return p.group ? " groups of " + std::to_string(p.group) + " " + kTypes[p.scale_type] : "";
+}
+
+// On every instruction set, with each number of threads up to `most`.
+inline void check(const Problem& p, const std::string& name, int most = 2) {
   const std::string full = name + " " + kModes[p.mode] + " " + kTypes[p.type] + " " +
                            std::to_string(p.m) + "x" + std::to_string(p.k) + "x" +
-                           std::to_string(p.n) + (p.has_bias ? " bias" : "") +
+                           std::to_string(p.n) + groups_of(p) + (p.has_bias ? " bias" : "") +
                            kActivations[p.activation] + (p.residual.empty() ? "" : " residual");
   std::snprintf(where, sizeof where, "%s by the oracle", full.c_str());
   const std::vector<uint32_t> want = oracle::expected(p);
@@ -190,7 +220,7 @@ inline void check(const Problem& p, const std::string& name) {
     std::snprintf(where, sizeof where, "%s, packing", full.c_str());
     const Packed w = pack(p, side);
     on_each_isa(full, [&](const char*) {
-      for (int threads = 1; threads <= 2; threads++)
+      for (int threads = 1; threads <= most; threads++)
         compare(p, want, computed(p, w, side, threads));
     });
   }

@@ -74,6 +74,39 @@ void every_mode(const Shape& shape, const F& f) {
     for (const zp::Type type : kBytes) f(make(mode, type, shape));
 }
 
+// An ordinary problem of weights in groups: all codes of four bits, a zero point for each group.
+inline Problem make_groups(Mode mode, zp::Type type, const Shape& shape, int64_t group,
+                           zp::Type scale_type = F32, uint32_t seed = 1) {
+  Problem p = make(mode, type, shape, seed);
+  Random random(seed + 1);
+  p.group = group;
+  p.scale_type = scale_type;
+  p.w_scale.clear();
+  p.w_zero.clear();
+  for (int& w : p.w) w = random.integer(0, 15);
+  for (int64_t i = 0; i < p.n * p.groups(); i++) {
+    p.group_scale.push_back(encode(scale_type, 0.001f + 0.02f * random.uniform()));
+    p.w_zero.push_back(random.integer(0, 15));
+  }
+  return p;
+}
+
+inline Problem with_one_zero(Problem p, int zero = 8) {
+  std::fill(p.w_zero.begin(), p.w_zero.end(), zero);
+  return p;
+}
+
+// Every mode with every type that it takes; each type of scale with some of them.
+template <class F>
+void every_group_mode(const Shape& shape, int64_t group, const F& f) {
+  int turn = int(group + shape[1]);
+  for (const Mode mode : {Dynamic, Static, WeightOnly})
+    for (const zp::Type type : kFloats)
+      f(make_groups(mode, type, shape, group, kFloats[turn++ % 3]));
+  for (const zp::Type type : kBytes)
+    f(make_groups(Integer, type, shape, group, kFloats[turn++ % 3]));
+}
+
 inline void set_row(Problem& p, int64_t m, float v) {
   for (int64_t k = 0; k < p.k; k++) p.x[m * p.k + k] = encode(p.type, v);
 }

@@ -90,6 +90,10 @@ struct Problem {
   std::vector<uint32_t> float_w;  // likewise: codes, [n][k]
   std::vector<float> w_scale;     // [n], or [1]
   std::vector<int32_t> w_zero;
+  int64_t group =
+      0;  // 0: none. Else w are codes, and there is a w_zero for each group, [n][groups]
+  Type scale_type = zp::F32;
+  std::vector<uint32_t> group_scale;  // codes of scale_type, [n][groups]
   bool has_bias = true;
   std::vector<float> bias;
   float x_scale = 0.02f, y_scale = 0.5f;
@@ -100,6 +104,7 @@ struct Problem {
   bool dull = false;  // inputs or outputs that do not vary are meant
 
   Type y_type() const { return mode == Integer ? zp::F32 : type; }
+  int64_t groups() const { return (k + group - 1) / group; }
 };
 
 inline int clamp_round(float v, int zero, int low, int high) {
@@ -181,6 +186,54 @@ inline float activate(zp::Activation activation, float x) {
   return x;
 }
 
+// Output n of a row before its bias, of weights in groups.
+inline float of_groups(const Problem& p, const QuantizedRow& row, int64_t m, int64_t n) {
+  const int lower = p.mode == Integer && p.type == zp::S8 ? 0 : 128;  // to signed integers
+  float total = 0, ones = 0;
+  for (int64_t g = 0; g < p.groups(); g++) {
+    const float scale = decode(p.scale_type, p.group_scale[n * p.groups() + g]);
+    float chain = 0;
+    int64_t sum = 0, sum_of_ones = 0;
+    for (int64_t k = g * p.group; k < std::min(p.k, (g + 1) * p.group); k++) {
+      const int w = p.w[n * p.k + k] - p.w_zero[n * p.groups() + g];
+      if (p.mode == WeightOnly) {
+        chain = std::fma(decode(p.type, p.x[m * p.k + k]), float(w), chain);
+      } else {
+        sum += int64_t(row.q[k] - lower) * w;
+        sum_of_ones += w;
+      }
+    }
+    total = std::fma(p.mode == WeightOnly ? chain : float(sum), scale, total);
+    ones = std::fma(float(sum_of_ones), scale, ones);
+  }
+  if (p.mode == WeightOnly) return total;
+  return std::fma(-float(row.zero - lower), ones, total) * row.scale;
+}
+
+// Output n of a row before its bias, of other weights.
+inline float of_channel(const Problem& p, const QuantizedRow& row, int64_t m, int64_t n) {
+  if (p.mode == Float) {
+    float sum = 0;
+    for (int64_t k = 0; k < p.k; k++)
+      sum =
+          std::fma(decode(p.type, p.x[m * p.k + k]), decode(p.w_type, p.float_w[n * p.k + k]), sum);
+    return sum;
+  }
+  const int w_zero = p.w_zero[p.per_channel ? n : 0];
+  const float w_scale = p.w_scale[p.per_channel ? n : 0];
+  if (p.mode == WeightOnly) {
+    float sum = 0;
+    for (int64_t k = 0; k < p.k; k++)
+      sum = std::fma(decode(p.type, p.x[m * p.k + k]), float(p.w[n * p.k + k] - w_zero), sum);
+    return sum * w_scale;
+  }
+  int64_t sum = 0;
+  for (int64_t k = 0; k < p.k; k++)
+    sum += int64_t(row.q[k] - row.zero) * (p.w[n * p.k + k] - w_zero);
+  const float scale = row.scale * w_scale;
+  return float(sum) * scale;
+}
+
 // Codes of y, [m][n].
 inline std::vector<uint32_t> expected(const Problem& p) {
   const bool floats = p.mode == WeightOnly || p.mode == Float;
@@ -189,24 +242,7 @@ inline std::vector<uint32_t> expected(const Problem& p) {
     QuantizedRow row;
     if (!floats) row = quantize(p, m);
     for (int64_t n = 0; n < p.n; n++) {
-      const int w_zero = p.w_zero[p.per_channel ? n : 0];
-      const float w_scale = p.w_scale[p.per_channel ? n : 0];
-      float value;
-      if (floats) {
-        float sum = 0;
-        for (int64_t k = 0; k < p.k; k++) {
-          const float w = p.mode == Float ? decode(p.w_type, p.float_w[n * p.k + k])
-                                          : float(p.w[n * p.k + k] - w_zero);
-          sum = std::fma(decode(p.type, p.x[m * p.k + k]), w, sum);
-        }
-        value = p.mode == Float ? sum : sum * w_scale;
-      } else {
-        int64_t sum = 0;
-        for (int64_t k = 0; k < p.k; k++)
-          sum += int64_t(row.q[k] - row.zero) * (p.w[n * p.k + k] - w_zero);
-        const float scale = row.scale * w_scale;
-        value = float(sum) * scale;
-      }
+      float value = p.group ? of_groups(p, row, m, n) : of_channel(p, row, m, n);
       if (p.has_bias) value = value + p.bias[n];
       if (!floats && !row.valid) value = NAN;
       value = activate(p.activation, value);

@@ -24,7 +24,9 @@ TEST(forcing) {
 
 TEST(several_callers_at_once) {
   std::vector<Problem> problems;
-  every_mode({6, 130, 66}, [&](const Problem& p) { problems.push_back(p); });
+  const auto add = [&](const Problem& p) { problems.push_back(p); };
+  every_mode({6, 130, 66}, add);
+  every_group_mode({6, 130, 66}, 32, add);
   std::vector<std::vector<uint32_t>> want;
   std::vector<harness::Packed> packed;
   for (const Problem& p : problems) {
@@ -47,13 +49,15 @@ TEST(several_callers_at_once) {
 
 TEST(float_environment_of_the_caller) {
   std::vector<Problem> problems;
-  every_mode({9, 70, 66}, [&](Problem p) {
+  const auto add = [&](Problem p) {
     p.x_scale = 1.3e-38f;
     if (p.mode == Static || p.mode == Dynamic)
       for (int64_t k = 0; k < p.k; k++) p.x[k] = encode(p.type, 1e-39f * float(k - 20));
     p.dull = true;
     problems.push_back(p);
-  });
+  };
+  every_mode({9, 70, 66}, add);
+  every_group_mode({9, 70, 66}, 32, add);
   for (const Problem& p : problems) {
     const auto want = expected(p);
     const auto w = harness::pack(p, Guarded::AtEnd);

@@ -5,6 +5,8 @@
 //
 // --isas fails unless these are what the machine runs, best first, so that a pass proves that they
 // ran, and that no other was believed to be there.
+#include <chrono>
+
 #include "harness.h"
 
 int main(int argc, char** argv) {
@@ -31,12 +33,21 @@ int main(int argc, char** argv) {
     if (!std::strstr(test.name, only.c_str())) continue;
     const int64_t before = harness::passed, failures = harness::failed;
     std::snprintf(harness::where, sizeof harness::where, "%s", test.name);
+    const auto start = std::chrono::steady_clock::now();
     test.run();
-    std::printf("%-32s %7lld passed%s\n", test.name, (long long)(harness::passed - before),
-                harness::failed > failures ? ", FAILED" : "");
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    std::printf("%-32s %7lld passed %6.1f s%s\n", test.name, (long long)(harness::passed - before),
+                took.count(), harness::failed > failures ? ", FAILED" : "");
     std::fflush(stdout);
     ran++;
   }
+  std::printf("calls:");
+  bool alike = true;
+  for (int i = 0; i < zp::count_isas(); i++) {
+    std::printf(" %s %lld", zp::isa_at(i).name, (long long)harness::calls[i]);
+    alike &= harness::calls[i] == harness::calls[0];
+  }
+  std::printf("%s\n", alike ? "" : " - not all ran the same: FAILED");
   std::printf("%lld passed, %lld failed\n", (long long)harness::passed, (long long)harness::failed);
-  return harness::failed || ran == 0 ? 1 : 0;
+  return harness::failed || ran == 0 || !alike ? 1 : 0;
 }
