@@ -1,4 +1,4 @@
-// The Python binding, and nothing else: addresses in, nothing out. zeropoint/kernels.py checks
+// The Python binding, and nothing else: addresses in, nothing out. zeropoint/kernels checks
 // types, shapes and devices; here only what would crash is checked again.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>

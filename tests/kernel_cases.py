@@ -185,8 +185,8 @@ def each_isa() -> Iterator[str]:
     for isa in ISAS:
         with kernels.force_isa(isa):
             assert kernels.active_isa() == isa
-            if kernels._core is not None:
-                assert kernels._core.active_isa() == isa
+            if kernels.core is not None:
+                assert kernels.core.active_isa() == isa
             yield isa
 
 

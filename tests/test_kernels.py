@@ -75,7 +75,7 @@ def test_environment_variable_chooses_an_available_one(
         monkeypatch.setenv("ZEROPOINT_ISA", name)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            kernels._activate_from_environment()
+            kernels.activate_from_environment()
         assert kernels.active_isa() == name
 
 
@@ -87,7 +87,7 @@ def test_environment_variable_with_a_name_not_available_changes_nothing(
     with kernels.force_isa(kernels.active_isa()):
         monkeypatch.setenv("ZEROPOINT_ISA", name)
         with pytest.warns(RuntimeWarning, match=f"ZEROPOINT_ISA={name!r} is not available here"):
-            kernels._activate_from_environment()
+            kernels.activate_from_environment()
         assert kernels.active_isa() == kernels.available_isas()[0]
 
 

@@ -130,7 +130,7 @@ def test_python_threads_at_once(mode: str) -> None:
 # ---- packing ------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(kernels._core is None, reason="packing needs the core")
+@pytest.mark.skipif(kernels.core is None, reason="packing needs the core")
 @given(
     n=st.integers(0, 140),
     k=st.integers(0, 140),

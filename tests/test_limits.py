@@ -62,7 +62,7 @@ def test_every_instruction_set_and_size_is_measured() -> None:
 
 @needs_core
 def test_work_grows_with_rounds() -> None:
-    core = kernels._core
+    core = kernels.core
     assert core is not None
     for isa in kernels.available_isas():
         if isa == kernels.REFERENCE:
@@ -91,7 +91,7 @@ def test_what_makes_no_sense_is_refused(what: str, more: dict) -> None:
 
 
 def test_without_the_core_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_core", None)
+    monkeypatch.setattr(kernels, "core", None)
     with pytest.raises(RuntimeError, match="core"):
         limits.measure([1])
 

@@ -141,7 +141,7 @@ class Limits:
 
 def available() -> bool:
     """Whether limits can be measured here: the core is loaded."""
-    return kernels._core is not None
+    return kernels.core is not None
 
 
 def measure(
@@ -216,7 +216,7 @@ def _core_isas() -> tuple[str, ...]:
 
 def _peak(isa: str, kind: str, threads: int, seconds: float) -> float:
     """Operations a second; 0 where the CPU has no such instruction."""
-    core: Any = kernels._core
+    core: Any = kernels.core
     run, code = core.limit_compute, KINDS[kind]
     work = run(isa, code, 1)
     if not work:
@@ -228,7 +228,7 @@ def _peak(isa: str, kind: str, threads: int, seconds: float) -> float:
 
 def _read(isa: str, block: torch.Tensor, nbytes: int, threads: int, seconds: float) -> float:
     """Bytes a second, with or without prefetch instructions, whichever is faster."""
-    core: Any = kernels._core
+    core: Any = kernels.core
     part = max(nbytes // threads // 4096 * 4096, 4096)
 
     def run(prefetch: bool) -> float:
