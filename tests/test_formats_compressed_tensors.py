@@ -296,6 +296,18 @@ def test_layers_of_several_kinds_are_named_one_by_one(tmp_path: Path) -> None:
     assert torch.equal(ct.read(tmp_path / "out").load_into(net())(X), model(X))
 
 
+def test_quantized_embedding_becomes_floats(tmp_path: Path) -> None:
+    table = zeropoint.QuantizedEmbedding.from_embedding(nn.Embedding(5, 64))
+    model = nn.Sequential(table, QuantizedLinear.from_linear(nn.Linear(64, 4), "weight-only"))
+    zeropoint.save(model, tmp_path / "model.safetensors")
+    for source in (model, tmp_path / "model.safetensors"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        left = ct.write(source, tmp_path / "out")
+        assert ["'0.weight': a quantized embedding" in text for text in left] == [True]
+        tensors = ct.read(tmp_path / "out").tensors
+        assert torch.equal(tensors["0.weight"], table.weight_qtensor().dequantize())
+
+
 def test_shards(tmp_path: Path) -> None:
     model = quantized("int8-weight-only")
     ct.write(model, tmp_path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .compressed_config import METHOD, Config, Scheme, encode
 from .container import CheckpointError, TensorInfo, dtype_name
 from .contents import Contents, LayerContents, of_checkpoint, of_model
 from .header import qualified
-from .hf_folder import CONFIG, WEIGHTS, Folder, open_folder
+from .hf_folder import CONFIG, FLOATS, WEIGHTS, Folder, open_folder
 from .new_folder import new_folder
 from .writer import open_writer
 
@@ -33,7 +34,6 @@ __all__ = ["CheckpointError", "read", "write"]
 _OWN = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "bias")
 _OF_INPUT = ("input_scale", "input_zero_point")
 _STRANGE = ("weight_g_idx", "weight_global_scale", "input_global_scale", "output_scale")
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
@@ -87,17 +87,7 @@ def _read_layer(folder: Folder, layer: str, scheme: Scheme) -> LayerContents:
         tensor = None if key is None else qualified(layer, key)
         return CheckpointError(folder.path, reason, layer, tensor)
 
-    def get(key: str, *dtypes: torch.dtype, shape: tuple[int, ...] | None = None) -> Tensor:
-        info = infos.get(qualified(layer, key))
-        if info is None:
-            raise fail("missing from the file", key)
-        if info.torch_dtype not in dtypes:
-            expected = " or ".join(str(dtype) for dtype in dtypes)
-            raise fail(f"must be {expected}, is {info.torch_dtype}", key)
-        if shape is not None and info.shape != shape:
-            raise fail(f"must have shape {list(shape)}, has {list(info.shape)}", key)
-        return folder.tensor(info.name)
-
+    get = partial(folder.of_layer, layer)
     for key in _STRANGE:
         if qualified(layer, key) in infos:
             raise fail("a tensor whose meaning zeropoint has not", key)
@@ -120,7 +110,7 @@ def _read_layer(folder: Folder, layer: str, scheme: Scheme) -> LayerContents:
         if size[1] % scheme.group_size:
             raise fail(f"groups of {scheme.group_size} do not divide its {size[1]} inputs")
         groups = size[1] // scheme.group_size
-    scale = get("weight_scale", *_FLOATS)
+    scale = get("weight_scale", *FLOATS)
     rows = 1 if scheme.strategy == "tensor" else size[0]
     if scale.numel() != rows * groups or scale.shape[:1] not in ((rows,), ()):
         raise fail(f"must have shape {[rows, groups]}, has {list(scale.shape)}", "weight_scale")
@@ -151,10 +141,10 @@ def _read_layer(folder: Folder, layer: str, scheme: Scheme) -> LayerContents:
         raise fail(str(error)) from None
     bias = None
     if qualified(layer, "bias") in infos:
-        bias = get("bias", *_FLOATS, shape=(size[0],))
+        bias = get("bias", *FLOATS, shape=(size[0],))
     qparams = None
     if scheme.mode == "static":
-        scales, zeros = get("input_scale", *_FLOATS), torch.zeros(1, dtype=torch.int32)
+        scales, zeros = get("input_scale", *FLOATS), torch.zeros(1, dtype=torch.int32)
         if not scheme.input_symmetric:
             zeros = get("input_zero_point", torch.int8, torch.int32, torch.int64)
         if scales.numel() != 1 or zeros.numel() != 1:
@@ -211,7 +201,7 @@ def write(
         raise CheckpointError(source.path, "there is no quantized layer to write")
     tensors: dict[str, Tensor] = dict(source.tensors)
     schemes: dict[str, Scheme] = {}
-    left = []
+    left = [f"the integers of {name!r}: {reason}" for name, reason in source.dequantized.items()]
     for name, layer in source.layers.items():
         schemes[name], own = _layer(source.path, name, layer)
         tensors |= {qualified(name, key): tensor for key, tensor in own.items()}

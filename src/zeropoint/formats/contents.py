@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..embedding import QuantizedEmbedding
 from ..modules import Mode, QuantizedLinear
 from ..tensor import QTensor
 from . import header as _header
-from .container import CheckpointError, Reader, TensorInfo, dtype_name, open_reader
+from .container import CheckpointError, TensorInfo, dtype_name, open_reader
 from .header import LayerInfo, qualified
 from .loading import load_into
 from .slots import same_memory
@@ -170,46 +171,56 @@ class Contents:
 
 
 def of_model(model: nn.Module) -> Contents:
-    """Those of a model: its quantized layers, and the rest of its ``state_dict``.
+    """Those of a model: its quantized layers, and the rest of its ``state_dict``. Quantized
+    embeddings become the floats that they stand for.
 
     Raises:
         TypeError: not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = {
-        name: LayerContents.of(module)
+    layers: dict[str, nn.Module] = {
+        name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, QuantizedLinear)
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding)
     }
     tensors = {
         name: tensor.detach()
         for name, tensor in model.state_dict().items()
         if name.rpartition(".")[0] not in layers
     }
-    return Contents(Path("(the model)"), "zeropoint", layers, tensors)
+    return _sorted(Path("(the model)"), layers, tensors)
 
 
 def of_checkpoint(path: str | os.PathLike[str]) -> Contents:
-    """Those of a checkpoint of zeropoint's, read whole and verified.
+    """Those of a checkpoint of zeropoint's, read whole and verified; as :func:`of_model`.
 
     Raises:
         CheckpointError: it is none, or damaged.
         OSError: the file cannot be opened or read.
     """
     with open_reader(path) as reader:
-        return _contents(reader, _header.decode(reader))
+        header = _header.decode(reader)
+        held = {name: reader.tensor(name, header.sha256[name]) for name in reader.tensors}
+        held |= {name: held[source] for name, source in header.aliases.items()}
+        layers: dict[str, nn.Module] = {}
+        for name, info in header.layers.items():
+            layers[name] = layer = info.build("cpu")
+            for key in info.tensors():
+                tensor = held.pop(qualified(name, key))
+                check_values(reader.path, name, info, key, tensor)
+                getattr(layer, key).copy_(tensor)
+        return _sorted(reader.path, layers, held)
 
 
-def _contents(reader: Reader, header: _header.Header) -> Contents:
-    held = {name: reader.tensor(name, header.sha256[name]) for name in reader.tensors}
-    held |= {name: held[source] for name, source in header.aliases.items()}
-    layers = {}
-    for name, info in header.layers.items():
-        layer = info.build("cpu")
-        for key in info.tensors():
-            tensor = held.pop(qualified(name, key))
-            check_values(reader.path, name, info, key, tensor)
-            getattr(layer, key).copy_(tensor)
-        layers[name] = LayerContents.of(layer)
-    return Contents(reader.path, "zeropoint", layers, held)
+def _sorted(path: Path, modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> Contents:
+    layers: dict[str, LayerContents] = {}
+    dequantized: dict[str, str] = {}
+    for name, module in modules.items():
+        if isinstance(module, QuantizedLinear):
+            layers[name] = LayerContents.of(module)
+        elif isinstance(module, QuantizedEmbedding):
+            weight = qualified(name, "weight")
+            tensors[weight] = module.dequantize().weight.detach()
+            dequantized[weight] = "a quantized embedding, which other formats have no layer for"
+    return Contents(path, "zeropoint", layers, tensors, dequantized)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .container import CheckpointError, Reader, TensorInfo, open_reader
+from .header import qualified
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_JSON_BYTES = 64 << 20
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -41,6 +44,27 @@ class Folder:
     def tensor(self, name: str) -> Tensor:
         """A tensor, read into memory of its own."""
         return self._readers[name].tensor(name)
+
+    def of_layer(
+        self, layer: str, key: str, *dtypes: torch.dtype, shape: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """A layer's tensor.
+
+        Raises:
+            CheckpointError: it is missing, or of another dtype or shape.
+        """
+        name = qualified(layer, key)
+        reader = self._readers.get(name)
+        if reader is None:
+            raise CheckpointError(self.path, "missing from the file", layer, name)
+        info = reader.tensors[name]
+        if info.torch_dtype not in dtypes:
+            reason = f"must be {' or '.join(map(str, dtypes))}, is {info.torch_dtype}"
+            raise CheckpointError(self.path, reason, layer, name)
+        if shape is not None and info.shape != shape:
+            reason = f"must have shape {list(shape)}, has {list(info.shape)}"
+            raise CheckpointError(self.path, reason, layer, name)
+        return self.tensor(name)
 
 
 @contextmanager
@@ -86,7 +110,11 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    raise CheckpointError(folder, f"it holds neither {WEIGHTS} nor {INDEX}")
+    only = list(folder.glob("*.safetensors"))
+    if len(only) == 1:
+        return only
+    reason = f"it holds neither {WEIGHTS} nor {INDEX}, and {len(only)} other .safetensors files"
+    raise CheckpointError(folder, reason)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
