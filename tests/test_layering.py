@@ -19,7 +19,8 @@ LAYERS = (
     ("report",),
     ("search",),
     ("diagnose", "explain"),
-    ("formats", "integrations", "bench", "doctor", "sources"),
+    ("integrations",),
+    ("formats", "bench", "doctor", "sources"),
     ("quantize", "prepack_model"),
     ("plan",),
     ("methods",),
@@ -50,7 +51,7 @@ SHARED = {
         *("inert_pickle", "rescue_report", "torch_archive", "torch_modules"),
         *("torch_parity", "torch_state"),
     ),
-    "integrations": (),
+    "integrations": ("layer_table",),
 }
 # Not layers: the public names, and the compiled core, which kernels alone may load.
 PUBLIC, CORE = "__init__", "_core"

@@ -1,0 +1,1 @@
+"""Other libraries, taught to use these layers: one file each, imported where it is wanted."""
