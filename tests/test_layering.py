@@ -42,9 +42,12 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SHARED = {
     "algorithms": ("grid", "inputs"),
     "formats": (
-        *("container", "header", "loading", "slots", "streaming", "values", "writer"),
+        *("container", "embedding_info", "header", "loading", "slots", "streaming", "values"),
+        *("weight_entry", "writer"),
         # of formats that are not zeropoint's
         *("contents", "foreign_scales", "hf_folder", "int32_words", "new_folder"),
+        # gguf's
+        "gguf_file",
         # compressed_tensors'
         "compressed_config",
         # torch_ao's

@@ -10,7 +10,7 @@ import io
 import json
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +40,7 @@ from .commands.search import search
 from .formats import native
 from .quantize import RECIPES
 from .quantize import quantize as quantize_model
+from .recipes import TABLES
 from .report.words import size
 from .running import model_bytes
 
@@ -142,6 +143,12 @@ def quantize(
             f"commas, of {', '.join(METHODS)}.",
         ),
     ] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS", help=f"Quantize embedding tables too: {' or '.join(TABLES)}, by row."
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Only layers whose name matches. Repeatable."),
@@ -154,7 +161,7 @@ def quantize(
     limit: Limit = None,
     max_tokens: MaxTokens = 128,
 ) -> None:
-    """Quantize a model's Linear layers and write one .safetensors file.
+    """Quantize a model's Linear layers, and embeddings if asked; write one .safetensors file.
 
     zeropoint quantize ./all-MiniLM-L6-v2 --to int8-dynamic --out minilm.safetensors
     """
@@ -164,6 +171,12 @@ def quantize(
             recipe = recipe.with_method(tuple(name.strip() for name in method.split(",")))
         except ValueError as error:
             raise typer.BadParameter(f"--method: {error}") from error
+    if embeddings is not None:
+        if embeddings not in TABLES:
+            raise typer.BadParameter(
+                f"--embeddings must be one of {', '.join(TABLES)}, got {embeddings!r}"
+            )
+        recipe = replace(recipe, embeddings=TABLES[embeddings])
     _check_writable("--out", out)
     needs_data = sources.needs_calibration(recipe)
     if needs_data and calibrate is None:
@@ -175,7 +188,7 @@ def quantize(
             raise ValueError(f"MODEL {model!r} is a file of tensors, which cannot be calibrated")
         summary: Any = native.quantize_file(model, out, recipe, **patterns)
         typer.echo(str(summary))
-        if not summary.quantized:
+        if not summary.quantized and not summary.embeddings:
             _warn(f"nothing was quantized; {out} holds the same floats")
         _tell_sizes(out, Path(model).stat().st_size)
         return
@@ -189,7 +202,7 @@ def quantize(
     quantized = quantize_model(loaded.model, recipe, calibration=data, inplace=True, **patterns)
     summary = quantized.quantization
     typer.echo(str(summary))
-    if not summary.quantized:
+    if not summary.quantized and not summary.embeddings:
         raise ValueError(f"nothing was quantized, so {out} was not written")
     native.save(quantized, out)
     _tell_sizes(out, before)
@@ -222,11 +235,15 @@ def inspect(
         names = [f"{name}.{key}" if name else key for key in layer.tensors()]
         own.update(names)
         count = sum(content.tensors[n].nbytes for n in names if n in content.tensors)
-        shape = f"{layer.in_features} × {layer.out_features}"
-        bias = "yes" if layer.bias else "no"
+        if isinstance(layer, native.EmbeddingInfo):
+            what, bias = "embedding", ""
+            shape = f"{layer.num_embeddings} × {layer.embedding_dim}"
+        else:
+            what, bias = layer.mode, "yes" if layer.bias else "no"
+            shape = f"{layer.in_features} × {layer.out_features}"
         groups = "" if layer.group_size is None else f" by {layer.group_size}"
         weight = f"{layer.bits} bits{groups}"
-        layers.add_row(name or "(the model)", layer.mode, weight, shape, bias, size(count))
+        layers.add_row(name or "(the model)", what, weight, shape, bias, size(count))
     tensors = _table("other tensor", "dtype", "shape", "bytes")
     for name, t in content.tensors.items():
         if name not in own:

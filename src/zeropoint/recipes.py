@@ -278,6 +278,11 @@ RECIPES: dict[str, Recipe] = {
 what 4-bit weights cost, and lets the integer units compute."""
 
 
+TABLES: dict[str, QuantSpec] = {"int8": WEIGHT_INT8, "int4": WEIGHT_INT4}
+"""Specs of embedding tables by name: those of the recipes' weights, so that a tied output layer
+shares the integers."""
+
+
 def get_recipe(recipe: str | Recipe | LayerRecipe) -> Recipe:
     """A recipe by its name; recipes pass through, and a layer's recipe stands for all layers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeAlias
 
 from torch import nn
 
@@ -100,7 +101,7 @@ def _switch_off_fused_paths(model: nn.Module) -> None:
             module.use_nested_tensor = False  # it packs padded batches for the fused path only
 
 
-_Holder = QuantizedLinear | QuantizedEmbedding
+_Holder: TypeAlias = QuantizedLinear | QuantizedEmbedding
 
 
 def tie_weights(layer: _Holder, to: _Holder) -> None:

@@ -12,26 +12,33 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
-from ..codec import packed_size
+from torch import nn
+
+from ..embedding import QuantizedEmbedding
 from ..input_transform import check_rotation
 from ..modules import Mode, QuantizedLinear
-from ..spec import SCALE_DTYPES, PerGroup
-from .container import CheckpointError, Reader, TensorInfo, dtype_name, parse_json
+from .container import CheckpointError, Reader, TensorInfo, parse_json
+from .embedding_info import EmbeddingInfo
+from .weight_entry import (
+    MAX_SIZE,
+    SCALE_DTYPE_OF,
+    canonical,
+    weight_from_dict,
+    weight_tensors,
+    weight_to_dict,
+)
 
 FORMAT = "zeropoint"
-VERSIONS = ("1", "2")
+VERSIONS = ("1", "2", "3")
 """Of the format; a file has the lowest that can say what it holds."""
 
 RESERVED = ("format", "version", "layers", "aliases", "sha256", "digest")
 """Keys of ``__metadata__`` that the format keeps for itself."""
 
-_WEIGHT_1 = {"bits": 8, "signed": True, "granularity": "per-channel", "axis": 0}
+_WEIGHT_1 = weight_to_dict(8)
 """The weights of version 1."""
-
-_SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SCALE_DTYPES}
-_MAX_SIZE = 1 << 62
 
 
 def qualified(layer: str, key: str) -> str:
@@ -80,6 +87,11 @@ class LayerInfo:
             0 if layer.input_factor is None else layer.rotation,
         )
 
+    @property
+    def columns(self) -> int:
+        """Integers in a row of the weight."""
+        return self.in_features
+
     def build(self, device: Any) -> QuantizedLinear:
         """A layer by this entry, its integers zero."""
         return QuantizedLinear(
@@ -91,28 +103,17 @@ class LayerInfo:
             device,
             bits=self.bits,
             group_size=self.group_size,
-            scale_dtype=_SCALE_DTYPES[self.scale_dtype],
+            scale_dtype=SCALE_DTYPE_OF[self.scale_dtype],
             input_factor=self.rotation > 0,
             rotation=max(1, self.rotation),
         )
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Safetensors dtype and shape of each of the layer's tensors, by their names within it."""
-        out = (self.out_features,)
-        integer, scale, zero_point = "I8" if self.bits == 8 else "U8", "F32", "I32"
-        per: tuple[int, ...] = out
-        if self.group_size is not None:
-            per = (self.out_features, PerGroup(self.group_size).count(self.in_features))
-            scale = dtype_name(_SCALE_DTYPES[self.scale_dtype]) or ""
-            zero_point = integer
-        row = packed_size(self.in_features, self.bits)
-        result: dict[str, tuple[str, tuple[int, ...]]] = {
-            "weight": (integer, (self.out_features, row)),
-            "scale": (scale, per),
-            "zero_point": (zero_point, per),
-        }
+        size = self.out_features, self.in_features
+        result = weight_tensors(*size, self.bits, self.group_size, self.scale_dtype)
         if self.bias:
-            result["bias"] = ("F32", out)
+            result["bias"] = ("F32", (self.out_features,))
         sides = ["input"] if self.mode == "static" else []
         for side in sides + ["output"] * self.quantized_output:
             result[f"{side}_scale"] = ("F32", ())
@@ -135,11 +136,7 @@ class LayerInfo:
 
     def weight(self) -> dict[str, Any]:
         """What the entry says of the weight."""
-        integers: dict[str, Any] = {"bits": self.bits, "signed": self.bits == 8}
-        if self.group_size is None:
-            return {**integers, "granularity": "per-channel", "axis": 0}
-        more = {"group_size": self.group_size, "scale_dtype": self.scale_dtype}
-        return {**integers, "granularity": "per-group", **more}
+        return weight_to_dict(self.bits, self.group_size, self.scale_dtype)
 
     @classmethod
     def from_dict(cls, path: Path, layer: str, entry: Any, version: str) -> LayerInfo:
@@ -154,7 +151,7 @@ class LayerInfo:
         if entry["mode"] not in get_args(Mode):
             raise fail(f"mode must be one of {get_args(Mode)}, got {str(entry['mode'])[:40]!r}")
         for key in ("in_features", "out_features"):
-            if type(entry[key]) is not int or not 0 <= entry[key] < _MAX_SIZE:
+            if type(entry[key]) is not int or not 0 <= entry[key] < MAX_SIZE:
                 raise fail(f"{key} must be an integer from 0, got {str(entry[key])[:40]!r}")
         for key in ("bias", "quantized_output"):
             if not isinstance(entry[key], bool):
@@ -168,34 +165,29 @@ class LayerInfo:
         # Compared as JSON, where true is not 1.
         if version == "1" and canonical(weight) != canonical(_WEIGHT_1):
             raise fail(f"weight must be {json.dumps(_WEIGHT_1)} in version 1")
-        info = cls(**entry, **_weight_fields(weight, fail), rotation=rotation)
-        if canonical(weight) != canonical(info.weight()):
-            raise fail(f"weight must be {json.dumps(info.weight())}, got {canonical(weight)[:200]}")
-        return info
+        return cls(**entry, **weight_from_dict(weight, fail), rotation=rotation)
 
 
-def _weight_fields(weight: Any, fail: Any) -> dict[str, Any]:
-    """Width, groups and type of scales of an entry's weight; the rest follows from them."""
-    if not isinstance(weight, dict):
-        raise fail("weight must be a JSON object")
-    bits = weight.get("bits")
-    if type(bits) is not int or not 2 <= bits <= 8:
-        raise fail(f"bits must be an integer from 2 to 8, got {str(bits)[:40]!r}")
-    granularity = weight.get("granularity")
-    if granularity == "per-channel":
-        return {"bits": bits}
-    if granularity != "per-group":
-        raise fail(
-            f"granularity must be 'per-channel' or 'per-group', got {str(granularity)[:40]!r}"
-        )
-    size, scale_dtype = weight.get("group_size"), weight.get("scale_dtype")
-    if type(size) is not int or not 1 <= size < _MAX_SIZE:
-        raise fail(f"group_size must be an integer from 1, got {str(size)[:40]!r}")
-    if not isinstance(scale_dtype, str) or scale_dtype not in _SCALE_DTYPES:
-        raise fail(
-            f"scale_dtype must be one of {', '.join(_SCALE_DTYPES)}, got {str(scale_dtype)[:40]!r}"
-        )
-    return {"bits": bits, "group_size": size, "scale_dtype": scale_dtype}
+AnyInfo: TypeAlias = LayerInfo | EmbeddingInfo
+"""An entry of the layer table."""
+
+
+def info_of(module: nn.Module) -> AnyInfo | None:
+    """The entry of a quantized layer or table; ``None`` for other modules."""
+    if isinstance(module, QuantizedEmbedding):
+        return EmbeddingInfo.of(module)
+    return LayerInfo.of(module) if isinstance(module, QuantizedLinear) else None
+
+
+def info_from_dict(path: Path, layer: str, entry: Any, version: str) -> AnyInfo:
+    """The entry of a layer or a table from JSON. Raises :class:`CheckpointError`."""
+    if not isinstance(entry, dict) or "kind" not in entry:
+        return LayerInfo.from_dict(path, layer, entry, version)
+    return EmbeddingInfo.from_dict(
+        entry,
+        version,
+        lambda reason: CheckpointError(path, f"in the layer table, {reason}", layer),
+    )
 
 
 def _rotation(changed: Any, in_features: int, version: str, fail: Any) -> int:
@@ -223,7 +215,7 @@ class Header:
         version: of the format.
     """
 
-    layers: dict[str, LayerInfo]
+    layers: dict[str, AnyInfo]
     tensors: dict[str, TensorInfo]
     aliases: dict[str, str]
     sha256: dict[str, str]
@@ -241,11 +233,6 @@ class Header:
         return layer if info is not None and key in info.tensors() else None
 
 
-def canonical(value: Any) -> str:
-    """JSON with one spelling: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
 def digest(metadata: Mapping[str, str], tensors: Iterable[TensorInfo]) -> str:
     """SHA-256 over all that the header says; the data is covered by the checksums in it."""
     covered = {
@@ -256,17 +243,19 @@ def digest(metadata: Mapping[str, str], tensors: Iterable[TensorInfo]) -> str:
 
 
 def encode(
-    layers: Mapping[str, LayerInfo],
+    layers: Mapping[str, AnyInfo],
     aliases: Mapping[str, str],
     metadata: Mapping[str, str],
     tensors: Mapping[str, TensorInfo],
     sha256: Mapping[str, str],
 ) -> dict[str, str]:
     """``__metadata__`` of a checkpoint."""
-    first = all(i.weight() == _WEIGHT_1 and not i.rotation for i in layers.values())
+    linears = [info for info in layers.values() if isinstance(info, LayerInfo)]
+    first = all(info.weight() == _WEIGHT_1 and not info.rotation for info in linears)
+    lowest = "3" if len(linears) < len(layers) else "1" if first else "2"
     result = {
         "format": FORMAT,
-        "version": "1" if first else "2",
+        "version": lowest,
         "layers": canonical({name: info.to_dict() for name, info in layers.items()}),
         "aliases": canonical(dict(aliases)),
         "sha256": canonical(dict(sha256)),
@@ -306,7 +295,7 @@ def decode(reader: Reader) -> Header:
     if version not in VERSIONS:
         raise CheckpointError(
             path,
-            f"version {version!r} of the format; this zeropoint reads {' and '.join(VERSIONS)}",
+            f"version {version!r} of the format; this zeropoint reads {', '.join(VERSIONS)}",
         )
     for key in RESERVED:
         if key not in metadata:
@@ -327,8 +316,7 @@ def decode(reader: Reader) -> Header:
             if not isinstance(value, str):
                 raise CheckpointError(path, f"{key!r} must map strings to strings", tensor=name)
     layers = {
-        name: LayerInfo.from_dict(path, name, entry, version)
-        for name, entry in tables["layers"].items()
+        name: info_from_dict(path, name, entry, version) for name, entry in tables["layers"].items()
     }
     user = {key: value for key, value in metadata.items() if key not in RESERVED}
     header = Header(layers, reader.tensors, tables["aliases"], tables["sha256"], user, version)

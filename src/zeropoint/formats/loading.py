@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..embedding import QuantizedEmbedding
 from ..float_linear import Linear
 from ..modules import QuantizedLinear
 from ..quantize import replace_modules
 from .container import CheckpointError, Reader, dtype_name, progress_bar
-from .header import Header, LayerInfo, qualified
+from .embedding_info import EmbeddingInfo
+from .header import AnyInfo, Header, info_of, qualified
 from .slots import Slot, same_memory, slots_of, why_not_plain
 from .values import check_values
 
+_QUANTIZED = (QuantizedLinear, QuantizedEmbedding)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -116,7 +119,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 def _plan(model: nn.Module, path: Path, header: Header) -> _Plan:
     modules = dict(model.named_modules(remove_duplicate=False))
-    fitted: dict[int, QuantizedLinear] = {}
+    fitted: dict[int, QuantizedLinear | QuantizedEmbedding] = {}
     plan = _Plan({})
     attention = {
         id(child): name
@@ -133,13 +136,13 @@ def _plan(model: nn.Module, path: Path, header: Header) -> _Plan:
                 path, "the model's MultiheadAttention reads this layer's float weight", layer
             )
         if id(old) in fitted:
-            if LayerInfo.of(fitted[id(old)]) != info:
+            if info_of(fitted[id(old)]) != info:
                 raise CheckpointError(
                     path, "the model uses this layer under another name, the file differs", layer
                 )
             continue
         _check_layer(path, layer, info, old)
-        if type(old) is QuantizedLinear and LayerInfo.of(old) == info:
+        if isinstance(old, _QUANTIZED) and info_of(old) == info:
             fitted[id(old)] = old
             continue
         if any(getattr(old, hooks) for hooks in _HOOKS):
@@ -147,12 +150,12 @@ def _plan(model: nn.Module, path: Path, header: Header) -> _Plan:
                 path, "the model's layer has hooks, which the quantized layer would drop", layer
             )
         new = fitted[id(old)] = info.build("meta")
+        if isinstance(new, QuantizedEmbedding):
+            new.padding_idx = old.padding_idx  # type: ignore[assignment]
         plan.replacements[layer] = new
         plan.devices[id(new)] = old.weight.device  # type: ignore[assignment]
     for name, module in modules.items():
-        if name not in header.layers and (
-            id(module) in fitted or isinstance(module, QuantizedLinear)
-        ):
+        if name not in header.layers and (id(module) in fitted or isinstance(module, _QUANTIZED)):
             raise CheckpointError(
                 path, "quantized in the model (maybe under another name), float in the file", name
             )
@@ -163,27 +166,76 @@ def _plan(model: nn.Module, path: Path, header: Header) -> _Plan:
     for layer in header.layers:
         if id(modules[layer]) in replaced:
             owner = fitted[id(modules[layer])]
-            for key in LayerInfo.of(owner).tensors():
+            for key in header.layers[layer].tensors():
                 plan.slots[qualified(layer, key)] = Slot(owner, key)
     _check_transient(path, modules)
     _match(path, header, plan)
     return plan
 
 
-def _check_layer(path: Path, layer: str, info: LayerInfo, old: nn.Module) -> None:
+def _check_layer(path: Path, layer: str, info: AnyInfo, old: nn.Module) -> None:
+    if isinstance(info, EmbeddingInfo):
+        _check_table(path, layer, info, old)
+        return
     kind = type(old).__name__
     if isinstance(old, QuantizedLinear):
         if type(old) is not QuantizedLinear:
             raise CheckpointError(path, f"the model has a {kind} of its own there", layer)
     elif not isinstance(old, nn.Linear):
         raise CheckpointError(path, f"a quantized Linear, but the model has a {kind} there", layer)
-    elif reason := why_not_plain(old.weight):
+    else:
+        _check_plain(path, layer, old, (nn.Linear.forward, Linear.forward), {"weight", "bias"})
+    size = (old.out_features, old.in_features)
+    if not isinstance(old, QuantizedLinear):
+        size = tuple(old.weight.shape)  # type: ignore[assignment]
+    _check_equal(
+        path,
+        layer,
+        ("out_features", info.out_features, size[0]),
+        ("in_features", info.in_features, size[1]),
+        ("bias", info.bias, old.bias is not None),
+    )
+
+
+def _check_table(path: Path, layer: str, info: EmbeddingInfo, old: nn.Module) -> None:
+    kind = type(old).__name__
+    dtype: Any
+    if isinstance(old, QuantizedEmbedding):
+        if type(old) is not QuantizedEmbedding:
+            raise CheckpointError(path, f"the model has a {kind} of its own there", layer)
+        size, dtype = (old.num_embeddings, old.embedding_dim), old.output_dtype
+    elif not isinstance(old, nn.Embedding):
+        raise CheckpointError(
+            path, f"a quantized embedding, but the model has a {kind} there", layer
+        )
+    else:
+        _check_plain(path, layer, old, (nn.Embedding.forward,), {"weight"})
+        if old.max_norm is not None:
+            raise CheckpointError(
+                path, "the model's Embedding has a max_norm, which changes what is looked up", layer
+            )
+        size, dtype = tuple(old.weight.shape), old.weight.dtype  # type: ignore[assignment]
+    _check_equal(
+        path,
+        layer,
+        ("num_embeddings", info.num_embeddings, size[0]),
+        ("embedding_dim", info.embedding_dim, size[1]),
+        ("dtype", info.dtype, str(dtype).removeprefix("torch.")),
+    )
+
+
+def _check_plain(
+    path: Path, layer: str, old: nn.Module, forwards: tuple[Any, ...], held: set[str]
+) -> None:
+    """Refuse a float layer that is more than its parameters."""
+    kind = type(old).__name__
+    if isinstance(old.weight, Tensor) and (reason := why_not_plain(old.weight)):
         raise CheckpointError(path, f"its weight in the model: {reason}", layer)
-    elif (
-        type(old).forward not in (nn.Linear.forward, Linear.forward)
+    if (
+        type(old).forward not in forwards
         or "forward" in old.__dict__
         or parametrize.is_parametrized(old)
-        or set(old._parameters) != {"weight", "bias"}
+        or set(old._parameters) != held
         or old._buffers
         or old._modules
     ):
@@ -193,14 +245,11 @@ def _check_layer(path: Path, layer: str, info: LayerInfo, old: nn.Module) -> Non
             "quantized layer would drop",
             layer,
         )
-    size = (old.out_features, old.in_features)
-    if not isinstance(old, QuantizedLinear):
-        size = tuple(old.weight.shape)  # type: ignore[assignment]
-    for where, got, expected in (
-        ("out_features", info.out_features, size[0]),
-        ("in_features", info.in_features, size[1]),
-        ("bias", info.bias, old.bias is not None),
-    ):
+
+
+def _check_equal(path: Path, layer: str, *facts: tuple[str, Any, Any]) -> None:
+    """Facts: what it is, in the file, in the model."""
+    for where, got, expected in facts:
         if got != expected:
             raise CheckpointError(
                 path, f"{where} is {expected} in the model, {got} in the file", layer

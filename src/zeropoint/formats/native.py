@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..embedding import QuantizedEmbedding
 from ..modules import QuantizedLinear
 from . import header as _header
 from .container import CheckpointError, TensorInfo, dtype_name, open_reader, progress_bar
-from .header import Header, LayerInfo, qualified
+from .embedding_info import EmbeddingInfo
+from .header import AnyInfo, Header, LayerInfo, info_of, qualified
 from .loading import load_into
 from .slots import same_memory, slots_of, why_not_plain
 from .streaming import quantize_file
@@ -28,6 +30,7 @@ from .writer import open_writer
 __all__ = [
     "CheckpointError",
     "CheckpointInfo",
+    "EmbeddingInfo",
     "LayerInfo",
     "TensorInfo",
     "inspect",
@@ -45,7 +48,7 @@ class CheckpointInfo:
         path: the file.
         version: of the format.
         file_bytes: its length.
-        layers: quantized layers, name → :class:`LayerInfo`.
+        layers: quantized layers, name → :class:`LayerInfo`, or :class:`EmbeddingInfo` of tables.
         tensors: name → :class:`TensorInfo`, in the order of the data.
         aliases: tied tensors, name → name of the tensor whose bytes it shares.
         metadata: the strings given to :func:`save`.
@@ -55,7 +58,7 @@ class CheckpointInfo:
     path: Path
     version: str
     file_bytes: int
-    layers: dict[str, LayerInfo]
+    layers: dict[str, AnyInfo]
     tensors: dict[str, TensorInfo]
     aliases: dict[str, str]
     metadata: dict[str, str]
@@ -167,7 +170,8 @@ def load(
 
     ``model`` is changed in place, and only when the whole file has been read and found sound:
 
-    * Linear layers that the file holds quantized are replaced by :class:`QuantizedLinear`;
+    * Linear layers that the file holds quantized are replaced by :class:`QuantizedLinear`,
+      embeddings by :class:`zeropoint.QuantizedEmbedding`;
     * existing parameters and buffers keep their identity and device and take the file's values;
       those on the meta device are replaced by tensors on ``device``;
     * tensors that the file says are tied share memory afterwards.
@@ -180,8 +184,8 @@ def load(
         progress: show a progress bar where it takes over two seconds and stderr is a terminal.
 
     Returns:
-        ``model``; where it is itself a Linear that the file holds quantized, the layer that takes
-        its place.
+        ``model``; where it is itself a layer that the file holds quantized, the one that takes its
+        place.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -234,18 +238,21 @@ def _require_module(model: Any) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def _layer_table(path: str | os.PathLike[str], model: nn.Module) -> dict[str, LayerInfo]:
+def _layer_table(path: str | os.PathLike[str], model: nn.Module) -> dict[str, AnyInfo]:
     layers = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, QuantizedLinear):
-            if type(module) is not QuantizedLinear:
-                raise CheckpointError(
-                    path,
-                    f"{type(module).__name__} is a subclass of QuantizedLinear, which loading "
-                    "would not bring back",
-                    name,
-                )
-            layers[name] = LayerInfo.of(module)
+        info = info_of(module)
+        if info is None:
+            continue
+        if type(module) not in (QuantizedLinear, QuantizedEmbedding):
+            base = "QuantizedLinear" if isinstance(info, LayerInfo) else "QuantizedEmbedding"
+            raise CheckpointError(
+                path,
+                f"{type(module).__name__} is a subclass of {base}, which loading would not bring "
+                "back",
+                name,
+            )
+        layers[name] = info
     return layers
 
 

@@ -7,7 +7,7 @@ import os
 from ..modules import QuantizedLinear
 from . import header as _header
 from .container import CheckpointError, open_reader
-from .header import qualified
+from .header import LayerInfo, qualified
 from .values import check_values
 
 
@@ -26,6 +26,8 @@ def load_layer(path: str | os.PathLike[str], name: str) -> QuantizedLinear:
                 path, f"has no quantized layer {name!r}; it has {known or 'none'}", name
             )
         info = header.layers[name]
+        if not isinstance(info, LayerInfo):
+            raise CheckpointError(path, "an embedding table, not a Linear layer", name)
         layer = info.build("cpu")
         for key in info.tensors():
             source = header.source(qualified(name, key))

@@ -16,11 +16,12 @@ from ..algorithms import needs_data, quantize_weight
 from ..algorithms.hadamard import rotation
 from ..modules import QuantizedLinear
 from ..quantize import LayerRecipe, QuantizationSummary, Recipe, get_recipe
-from ..spec import PerGroup, PerTensor
+from ..spec import PerGroup, PerTensor, QuantSpec
 from ..tensor import QTensor
 from . import header as _header
 from .container import CheckpointError, Reader, TensorInfo, open_reader, progress_bar
-from .header import LayerInfo, qualified
+from .embedding_info import EmbeddingInfo
+from .header import AnyInfo, LayerInfo, qualified
 from .writer import Writer, open_writer
 
 EMBEDDINGS = ("*embed*", "*wte", "*wpe", "shared", "*relative_attention_bias")
@@ -45,9 +46,13 @@ def quantize_file(
 
     A file does not say which of its tensors are weights of Linear layers: those taken for one are
     the 2-D floating-point tensors named ``<layer>.weight``, embedding tables by their names
-    (:data:`EMBEDDINGS`) excepted. Everything else is copied byte for byte. The integers are those
-    that :func:`zeropoint.quantize` gives the same layer. :func:`zeropoint.load` refuses the file
-    with the layer's name where the model has no Linear layer there; name it in ``exclude`` then.
+    (:data:`EMBEDDINGS`) excepted. Where the recipe has ``embeddings``, what goes by such a name is
+    quantized as a table, unless ``exclude`` holds it. Everything else is copied byte for byte. The
+    integers are those that :func:`zeropoint.quantize` gives the same layer. :func:`zeropoint.load`
+    refuses the file with the layer's name where the model has no Linear layer, or no embedding,
+    there; name it in ``exclude`` then. The same helps where a model ties an output layer to a
+    table: the file says nothing of such a tie if it holds the weight once, and the output layer's
+    is missing when the table is integers.
 
     Memory: some ten times a block of 1 MiB (or of one row, where a row is longer), whatever the
     size of the tensors and the file.
@@ -107,14 +112,18 @@ def quantize_file(
                         writer.write(name, chunk)
                         bar.update(len(chunk))
                 elif name in plan.weights:
-                    _quantize(reader, writer, name, plan.weights[name], plan.chosen)
+                    _quantize(reader, writer, name, plan.weights[name], plan.recipes)
                     bar.update(tensor.nbytes)
                 else:  # the bias of a quantized layer
                     for block in _blocks(reader, tensor):
                         writer.write_tensor(name, block.to(torch.float32))
                     bar.update(tensor.nbytes)
         return QuantizationSummary(
-            quantized=plan.chosen, left=plan.left, shared={}, tied={}, unmatched=plan.unmatched
+            quantized=plan.chosen,
+            left=plan.left,
+            unmatched=plan.unmatched,
+            embeddings=plan.tables,
+            embeddings_left=plan.tables_left,
         )
 
 
@@ -156,8 +165,20 @@ class _Plan:
                     raise ValueError(f"{argument}: {pattern!r} matches no 2-D weight of the file")
         self.chosen: dict[str, LayerRecipe] = {}
         self.left: dict[str, str] = {}
+        self.tables: dict[str, QuantSpec] = {}
+        self.tables_left: dict[str, str] = {}
         used: set[str] = set()
         for name in names:
+            if recipe.embeddings is not None and _first(EMBEDDINGS, name):
+                if include is not None and not _first(include, name):
+                    self.tables_left[name] = "not in include"
+                elif excluding := _first(exclude or (), name):
+                    self.tables_left[name] = f"excluded by {excluding!r}"
+                elif reason := self._unfit(name) or self._no_table(name):
+                    self.tables_left[name] = reason
+                else:
+                    self.tables[name] = recipe.embeddings
+                continue
             layer, decided_by = recipe.match([name])
             used.update(() if decided_by is None else (decided_by,))
             excluding = _first(EMBEDDINGS if exclude is None else exclude, name)
@@ -173,7 +194,10 @@ class _Plan:
             else:
                 self.chosen[name] = layer
         self.unmatched = tuple(p for p, _ in recipe.overrides if p not in used)
-        self.layers: dict[str, LayerInfo] = {}
+        # A table's rows are quantized as a layer's are.
+        as_layers = {n: LayerRecipe("weight-only", spec) for n, spec in self.tables.items()}
+        self.recipes = self.chosen | as_layers
+        self.layers: dict[str, AnyInfo] = {}
         self.weights: dict[str, str] = {}
         replaced: set[str] = set()
         for name, layer in self.chosen.items():
@@ -192,7 +216,24 @@ class _Plan:
             )
             self.weights[qualified(name, "weight")] = name
             replaced |= {qualified(name, "weight"), qualified(name, "bias")}
+        for name, spec in self.tables.items():
+            weight, groups = tensors[qualified(name, "weight")], spec.granularity
+            num_embeddings, embedding_dim = weight.shape
+            self.layers[name] = EmbeddingInfo(
+                num_embeddings,
+                embedding_dim,
+                str(weight.torch_dtype).removeprefix("torch."),
+                bits=spec.bits,
+                group_size=groups.size if isinstance(groups, PerGroup) else None,
+                scale_dtype=str(spec.scale_dtype).removeprefix("torch."),
+            )
+            self.weights[weight.name] = name
+            replaced.add(weight.name)
         self.copied = tensors.keys() - replaced
+
+    def _no_table(self, name: str) -> str | None:
+        has_bias = qualified(name, "bias") in self._reader.tensors
+        return "it has a bias, so it is no embedding" if has_bias else None
 
     def _unfit(self, name: str) -> str | None:
         tensors = self._reader.tensors

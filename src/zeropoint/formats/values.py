@@ -9,11 +9,11 @@ from torch import Tensor
 from ..codec import padding_is_zero
 from ..spec import integer_range
 from .container import CheckpointError
-from .header import LayerInfo, qualified
+from .header import AnyInfo, qualified
 
 
 def check_values(
-    path: str | os.PathLike[str], layer: str, info: LayerInfo, key: str, tensor: Tensor
+    path: str | os.PathLike[str], layer: str, info: AnyInfo, key: str, tensor: Tensor
 ) -> None:
     """Refuse values of a quantized layer that no arithmetic can use, or that mean nothing.
 
@@ -23,7 +23,7 @@ def check_values(
             packed row.
     """
     if key == "weight" and info.bits < 8:
-        if not padding_is_zero(tensor, info.bits, info.in_features):
+        if not padding_is_zero(tensor, info.bits, info.columns):
             raise CheckpointError(
                 path, "the bits after a row's last code must be zero", layer, qualified(layer, key)
             )
