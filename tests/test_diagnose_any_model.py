@@ -166,6 +166,8 @@ def test_model_that_draws_random_numbers_and_writes_into_its_input() -> None:
     assert found.damage_before.relative_error < 0.05  # the noise is the same in all runs
     assert torch.equal(data[0], before)
     assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(5)
+    assert diagnose(model, data).layers == found.layers  # whatever the caller's random state
 
 
 def test_encoder_layer_with_torchs_fused_path() -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from faults import plant_outliers
 from small_models import batches
 from zeropoint import WEIGHT_INT4, LayerRecipe, PerGroup, QuantSpec, Recipe, diagnose, quantize
-from zeropoint.diagnose import Damage
+from zeropoint.diagnose import Damage, trials
 from zeropoint.diagnose.causes import GOOD, NEGLIGIBLE, culprits
-from zeropoint.diagnose.cures import candidates, overridden
+from zeropoint.diagnose.cures import Candidate, candidates, overridden
 from zeropoint.diagnose.samples import sample
 
 BAD = Damage(0.5, 0.9)
@@ -143,6 +143,23 @@ def test_outliers_are_cured_and_the_cure_is_what_quantize_does() -> None:
     error = float((y - other).norm() / y.norm())
     assert found.damage_after.relative_error == pytest.approx(error, rel=0.02)
     assert found.damage_after.noise < found.damage_before.noise / 100
+
+
+def test_cure_that_helps_but_does_not_suffice_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    floats = Candidate("float activations", LayerRecipe("weight-only"))
+    monkeypatch.setattr(trials, "candidates", lambda *_: [floats, Candidate("float", None)])
+    model, data = spiky()
+    found = diagnose(model, data, samples=128)
+    [cause] = found.causes
+    first, last = cause.trials
+    assert first.damage is not None
+    assert first.damage.noise < cause.before.noise / 4
+    assert not first.suffices
+    assert last.suffices
+    assert cause.cure is None
+    assert "2" in quantize(model, found.suggestions).quantization.left
 
 
 def test_sensitive_layer_is_cured_at_the_least_bytes() -> None:
