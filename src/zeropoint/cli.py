@@ -25,6 +25,7 @@ from . import limits as limits_
 from . import sources
 from .algorithms import METHODS
 from .commands.compare import compare
+from .commands.convert import convert
 from .commands.diagnose import diagnose
 from .commands.explain import explain
 from .commands.loading import load as _load
@@ -346,6 +347,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 app.command(no_args_is_help=True)(compare)
+app.command(no_args_is_help=True)(convert)
 app.command(no_args_is_help=True)(diagnose)
 # Unknown options are left to the command, since −1.0 looks like one.
 app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})(explain)
