@@ -29,24 +29,28 @@ demo: $(VENV)/.demo ## train, quantize and measure a small and a real model; min
 test: $(VENV)/.test lint ## all checks and tests, with the C++ core's warnings as errors
 	ZEROPOINT_REQUIRE_CORE=1 $(BIN)/python -m pytest tests --pyargs zeropoint
 
+# Without a number, make would start all compilers at once.
+JOBS := $(shell getconf _NPROCESSORS_ONLN)
 CORE_TESTS := -DZEROPOINT_PYTHON=OFF -DZEROPOINT_CORE_TESTS=ON -DZEROPOINT_WERROR=ON
 
 test-core: ## the core alone, without Python, against loops that anyone can check by eye
 	$(CMAKE) -S . -B build/core $(CORE_TESTS)
-	$(CMAKE) --build build/core --parallel
+	$(CMAKE) --build build/core --parallel $(JOBS)
 	build/core/test_core
 
 # Under qemu-user, as a CPU that has everything, one without matrix products, one without the dot
-# product: each must run just what it has.
+# product: each must run just what it has. Emulation is slow: only each EVERYth problem is solved;
+# EVERY=1 solves all.
+EVERY ?= 5
 QEMU := qemu-aarch64-static -L /usr/aarch64-linux-gnu
 test-aarch64: ## the core's NEON kernels, cross-compiled and emulated
 	@command -v aarch64-linux-gnu-g++ qemu-aarch64-static >/dev/null || { echo "this needs \
 	g++-aarch64-linux-gnu and qemu-user-static (Debian's names)"; exit 1; }
 	$(CMAKE) -S . -B build/aarch64 --toolchain cmake/aarch64-linux-gnu.cmake $(CORE_TESTS)
-	$(CMAKE) --build build/aarch64 --parallel
-	$(QEMU) -cpu max build/aarch64/test_core --isas=neoni8mm,neondot,neon,portable
-	$(QEMU) -cpu cortex-a76 build/aarch64/test_core --isas=neondot,neon,portable
-	$(QEMU) -cpu cortex-a53 build/aarch64/test_core --isas=neon,portable
+	$(CMAKE) --build build/aarch64 --parallel $(JOBS)
+	$(QEMU) -cpu max build/aarch64/test_core --every=$(EVERY) --isas=neoni8mm,neondot,neon,portable
+	$(QEMU) -cpu cortex-a76 build/aarch64/test_core --every=$(EVERY) --isas=neondot,neon,portable
+	$(QEMU) -cpu cortex-a53 build/aarch64/test_core --every=$(EVERY) --isas=neon,portable
 
 # The extension is built a second time, beside a copy of the package. Leaks are not looked for:
 # Python and torch keep what they have until the end. -s: pytest would swallow the report.
@@ -56,7 +60,7 @@ test-sanitizers: $(VENV)/.test ## the kernels' tests, stopping at undefined beha
 	$(BUILD) 'nanobind>=3.0,<4'
 	$(CMAKE) -S . -B $(SANITIZED) -DZEROPOINT_SANITIZE=ON -DZEROPOINT_CORE_TESTS=ON \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
-	$(CMAKE) --build $(SANITIZED) --parallel
+	$(CMAKE) --build $(SANITIZED) --parallel $(JOBS)
 	$(SANITIZED)/test_core
 	rm -rf $(SANITIZED)/python
 	mkdir -p $(SANITIZED)/python
@@ -64,7 +68,8 @@ test-sanitizers: $(VENV)/.test ## the kernels' tests, stopping at undefined beha
 	$(CMAKE) --install $(SANITIZED) --prefix $(SANITIZED)/python
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(abspath $(SANITIZED)/python) \
 	  ZEROPOINT_REQUIRE_CORE=1 $(BIN)/python -m pytest -s tests/test_kernels.py \
-	  tests/test_kernels_process.py tests/test_kernels_one_answer.py tests/test_fused.py
+	  tests/test_kernels_process.py tests/test_kernels_one_answer.py tests/test_kernels_groups.py \
+	  tests/test_kernels_quick.py tests/test_fused.py
 
 lint: $(VENV)/.test ## style and types only
 	$(BIN)/ruff check

@@ -1,4 +1,5 @@
 // Weights in groups: from rows of codes to the layout of the hardware, and back.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -23,10 +24,10 @@ PackedGroups::PackedGroups(const uint8_t* codes, int64_t n, int64_t k, int64_t g
                            const void* scale, Type scale_type, const int32_t* zero_point)
     : n(n),
       k(k),
-      group(group),
+      group(std::min(group, std::max(k, int64_t(1)))),  // kernels make room for a whole group
       groups(ceil_div(k, group)),
       panels(ceil_div(n, kPanel)),
-      group_padded(round_up(group, 8)),
+      group_padded(round_up(this->group, 8)),
       scale_type(scale_type) {
   const int64_t size = scale_type == F32 ? 4 : 2, all = n * groups;
   bool one_zero = true;
