@@ -36,12 +36,18 @@ struct GroupTile {
   int64_t sum_stride;
 };
 
-template <class V>
-ZP_INLINE typename V::f32 load_scale(Type type, const uint8_t* scales, int lane) {
+template <class V, int N>
+ZP_INLINE void load_scales(Type type, const uint8_t* scales, int lane, typename V::f32 (&to)[N]) {
   switch (type) {
-    case BF16: return V::template load<BF16>(scales, lane);
-    case F16: return V::template load<F16>(scales, lane);
-    default: return V::template load<F32>(scales, lane);
+    case BF16:
+      ZP_EACH(v, N) to[v] = V::template load<BF16>(scales, lane + v * V::lanes);
+      break;
+    case F16:
+      ZP_EACH(v, N) to[v] = V::template load<F16>(scales, lane + v * V::lanes);
+      break;
+    default:
+      ZP_EACH(v, N) to[v] = V::template load<F32>(scales, lane + v * V::lanes);
+      break;
   }
 }
 
@@ -109,13 +115,17 @@ void group_int_tile(const GroupTile& tile, int lane) {
       bytes += 2 * kOctetBytes;
       a += 8;
     }
+    typename V::f32 scale[N];
+    load_scales<V, N>(t.scale_type, record + codes_bytes, lane, scale);
     ZP_EACH(v, N) {
-      const auto scale = load_scale<V>(t.scale_type, record + codes_bytes, lane + v * V::lanes);
       ZP_EACH(r, R) {
-        float* at = t.sum + r * t.sum_stride + lane + v * V::lanes;
-        const auto before = V::keep_sums ? sum[r][v] : V::template load<F32>(at, 0);
-        sum[r][v] = V::fma(V::to_f32(acc[r][v]), scale, before);
-        if constexpr (!V::keep_sums) V::template store<F32>(at, 0, sum[r][v]);
+        const auto part = V::to_f32(acc[r][v]);
+        if constexpr (V::keep_sums) {
+          sum[r][v] = V::fma(part, scale[v], sum[r][v]);
+        } else {
+          float* at = t.sum + r * t.sum_stride + lane + v * V::lanes;
+          V::template store<F32>(at, 0, V::fma(part, scale[v], V::template load<F32>(at, 0)));
+        }
       }
     }
   }
@@ -188,11 +198,12 @@ void group_float_tile(const GroupTile& tile, int lane) {
       float_octet<V, R, sub>(codes, k - i, x + i, t.x_stride, lut, zero, sum);
     }
     x += k;
+    typename V::f32 scale[N];
+    load_scales<V, N>(t.scale_type, record + codes_bytes, lane, scale);
     ZP_EACH(v, N) {
-      const auto scale = load_scale<V>(t.scale_type, record + codes_bytes, lane + v * V::lanes);
       ZP_EACH(r, R) {
         float* y = t.sum + r * t.sum_stride + lane + v * V::lanes;
-        V::template store<F32>(y, 0, V::fma(sum[r][v], scale, V::template load<F32>(y, 0)));
+        V::template store<F32>(y, 0, V::fma(sum[r][v], scale[v], V::template load<F32>(y, 0)));
       }
     }
   }
