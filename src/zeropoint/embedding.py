@@ -13,7 +13,12 @@ from .packings import forget, shared_qtensor
 from .spec import WEIGHT_INT8, QuantSpec
 from .tensor import QTensor
 
-OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+OUTPUT_DTYPES: tuple[torch.dtype, ...] = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+)
 """Types that rows may come out in."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..embedding import OUTPUT_DTYPES, QuantizedEmbedding
 from .weight_entry import (
     MAX_SIZE,
@@ -18,7 +20,9 @@ from .weight_entry import (
 KIND = "embedding"
 """What an entry has under ``kind``. Those of Linear layers have no such key."""
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in OUTPUT_DTYPES}
+_DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype for dtype in OUTPUT_DTYPES
+}
 
 
 @dataclass(frozen=True)

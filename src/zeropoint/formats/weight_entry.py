@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from .. import held_weight
 from ..spec import SCALE_DTYPES
 from .container import CheckpointError, dtype_name
 
-SCALE_DTYPE_OF = {str(dtype).removeprefix("torch."): dtype for dtype in SCALE_DTYPES}
+SCALE_DTYPE_OF: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype for dtype in SCALE_DTYPES
+}
 """Types of scales by the names that entries have for them."""
 
 MAX_SIZE = 1 << 62
