@@ -19,6 +19,8 @@ from zeropoint.search import FLOAT, Front, schema, search
 from zeropoint.search.candidates import label_choices
 
 INT8 = ("int8-weight-only", "int8-dynamic", "int8-static")
+FOUR = ("int4-weight-only", "int4")
+QUICK = {"points": 4, "checks": 6, "choices": INT8}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,7 +41,7 @@ def batches(n: int = 400, features: int = 16) -> list[Tensor]:
 
 
 def quick(model: nn.Module, data: list, *args, **arguments) -> Front:
-    return search(model, data, *args, progress=False, **{"points": 4, "checks": 6, **arguments})
+    return search(model, data, *args, progress=False, **{**QUICK, **arguments})
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,13 @@ def test_another_budget_chooses_another_point_of_the_same_front(front: Front) ->
     assert front.within(max_drop=2e-6) == front
 
 
+def test_by_default_four_bits_are_a_choice() -> None:
+    found = search(mlp(), batches(100), max_drop=1.0, points=1, checks=0, progress=False)
+    assert {label for p in found.uniform for label in p.layers} == {*INT8, *FOUR}
+    assert found.chosen is not None
+    assert set(found.chosen.layers) <= set(FOUR)
+
+
 # What is sensitive
 
 
@@ -213,6 +222,8 @@ def test_scores_on_search_data_decide_and_those_on_held_out_data_are_reported() 
     p = found.chosen
     assert p is not None
     assert found.metric == "accuracy"
+    every = {q.recipe for q in (*found.points, *found.uniform)}
+    assert len(calls) == len(every)  # each allocation is run once, the float model too
     assert p.comparison.before.value == 1
     assert (p.search_drop.n, p.measured.n) == (found.samples["search"], found.samples["evaluation"])
     quantized = quantize(model, p.recipe, calibration=needed(found))

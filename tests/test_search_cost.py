@@ -51,7 +51,9 @@ def model() -> nn.Sequential:
 
 def found(**arguments) -> zeropoint.Front:
     data = [torch.randn(60, 8)]
-    return search(model(), data, points=5, checks=3, seconds=0.01, progress=False, **arguments)
+    choices = ("int8-weight-only", "int8-dynamic", "int8-static")
+    arguments = {"choices": choices, "points": 5, "checks": 3, "seconds": 0.01, **arguments}
+    return search(model(), data, progress=False, **arguments)
 
 
 def test_the_budget_of_time_is_kept(slow_dynamic: None) -> None:

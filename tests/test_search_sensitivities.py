@@ -63,14 +63,25 @@ def test_estimates_agree_with_measurements(size: float) -> None:
         assert found[name]["noisy"] == pytest.approx(expected, rel=0.2), name
 
 
+class Flattened(nn.Module):
+    """A layer that sees (samples · tokens, features), then a mean over each sample's tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
 def test_flattened_rows_are_samples_in_order() -> None:
-    # A layer that sees (samples · tokens, features) must not mix samples up.
-    model = nn.Sequential(nn.Flatten(0, 1), nn.Linear(8, 8), nn.Unflatten(0, (-1, 5)))
-    batches = [torch.randn(64, 5, 8)]
-    built = {"1": {"noisy": noisy(model[1], 1e-3)}}
-    found = damages(model, {"1": model[1]}, built, batches, probes=16)
-    expected = measured(model, model[1], built["1"]["noisy"], batches)
-    assert found["1"]["noisy"] == pytest.approx(expected, rel=0.15)
+    # Tokens of a sample are alike, so that their errors add up, and those of samples are not.
+    model = Flattened()
+    x = torch.randn(64, 1, 8) + 0.1 * torch.randn(64, 5, 8)
+    built = {"layer": {"noisy": noisy(model.layer, 1e-3)}}
+    found = damages(model, {"layer": model.layer}, built, [x], probes=16)
+    expected = measured(model, model.layer, built["layer"]["noisy"], [x])
+    assert found["layer"]["noisy"] == pytest.approx(expected, rel=0.15)
 
 
 def test_errors_along_the_output_do_no_harm() -> None:

@@ -23,7 +23,10 @@ from .front import Drafts, Timing, finish, slope, walk, with_better
 from .numbers import FLOAT, Budget, Check, Choice, Cost, Front, Group
 from .validate import Fidelity, Judge
 
-CHOICES: tuple[str, ...] = ("int8-weight-only", "int8-dynamic", "int8-static")
+CHOICES: tuple[str, ...] = (
+    *("int8-weight-only", "int8-dynamic", "int8-static"),
+    *("int4-weight-only", "int4"),
+)
 """What layers may get by default, beside float."""
 
 _NOTHING = 1e-13  # float64 cosines of equal vectors are off 1 by less
