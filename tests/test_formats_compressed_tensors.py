@@ -366,6 +366,24 @@ def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path:
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_activations_are_said_as_they_are(tmp_path: Path) -> None:
+    for case, strategy in (("int8-dynamic", "token"), ("int8-static", "tensor")):
+        ct.write(quantized(case), tmp_path / case)
+        inputs = config_of(tmp_path / case)["config_groups"]["group_0"]["input_activations"]
+        assert (inputs["strategy"], inputs["dynamic"]) == (strategy, strategy == "token")
+        assert (inputs["num_bits"], inputs["symmetric"]) == (8, False)
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ct, "write_text", full)
+    with pytest.raises(OSError, match="disk full"):
+        ct.write(quantized("int8-dynamic"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def set_weights(config: dict[str, Any], **changes: Any) -> None:
     config["config_groups"]["group_0"]["weights"].update(changes)
 

@@ -207,6 +207,19 @@ def test_what_no_type_holds_is_refused_or_written_as_floats(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_interrupted_writing_leaves_what_was_there(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    path = tmp_path / "m.gguf"
+    path.write_text("old")
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        zp_gguf.write(quantized("Q8_0"), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+    assert path.read_text() == "old"
+
+
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r"pip install 'zeropoint\[gguf\]'"):
