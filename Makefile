@@ -31,6 +31,8 @@ test: $(VENV)/.test lint ## all checks and tests, with the C++ core's warnings a
 
 # Without a number, make would start all compilers at once.
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
+# Where the core is slow, emulated or watched, only each EVERYth problem is solved; EVERY=1: all.
+EVERY ?= 5
 CORE_TESTS := -DZEROPOINT_PYTHON=OFF -DZEROPOINT_CORE_TESTS=ON -DZEROPOINT_WERROR=ON
 
 test-core: ## the core alone, without Python, against loops that anyone can check by eye
@@ -39,9 +41,7 @@ test-core: ## the core alone, without Python, against loops that anyone can chec
 	build/core/test_core
 
 # Under qemu-user, as a CPU that has everything, one without matrix products, one without the dot
-# product: each must run just what it has. Emulation is slow: only each EVERYth problem is solved;
-# EVERY=1 solves all.
-EVERY ?= 5
+# product: each must run just what it has.
 QEMU := qemu-aarch64-static -L /usr/aarch64-linux-gnu
 test-aarch64: ## the core's NEON kernels, cross-compiled and emulated
 	@command -v aarch64-linux-gnu-g++ qemu-aarch64-static >/dev/null || { echo "this needs \
@@ -61,7 +61,7 @@ test-sanitizers: $(VENV)/.test ## the kernels' tests, stopping at undefined beha
 	$(CMAKE) -S . -B $(SANITIZED) -DZEROPOINT_SANITIZE=ON -DZEROPOINT_CORE_TESTS=ON \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(CMAKE) --build $(SANITIZED) --parallel $(JOBS)
-	$(SANITIZED)/test_core
+	$(SANITIZED)/test_core --every=$(EVERY)
 	rm -rf $(SANITIZED)/python
 	mkdir -p $(SANITIZED)/python
 	cp -r src/zeropoint $(SANITIZED)/python
