@@ -85,7 +85,8 @@ def search(
             always.
         cost: what to save where the drop is limited: ``"bytes"``, or ``"seconds"``, which is the
             default where ``max_latency`` is given and ``max_bytes`` is not.
-        include, exclude: glob patterns of layers, as in :func:`zeropoint.quantize`.
+        include, exclude: glob patterns of layers, as in :func:`zeropoint.quantize`. Where an exact
+            name in ``include`` unties a layer, ``quantize`` needs it for the found recipe, too.
         output: picks the tensor of the output that counts, as in :func:`zeropoint.compare`.
         batch: what a call is timed on; by default the first batch of ``data``.
         shares: of the data: calibration, search, held out.
@@ -117,6 +118,8 @@ def search(
     begun = time.perf_counter()
     _check_arguments(model, max_drop, max_bytes, max_latency, cost, points, seconds)
     labels = label_choices(choices)
+    if include is not None and not isinstance(include, str):
+        include = list(include)
     budget = Budget(max_drop, max_bytes, max_latency)
     if cost is None:
         cost = "seconds" if max_latency is not None and max_bytes is None else "bytes"
@@ -151,7 +154,9 @@ def search(
     if timed:
         timing = Timing(batch, model_seconds(model, batch, seconds / 5), seconds / (2 * points))
     judge.start(model)
-    drafts = Drafts(model, candidates, groups, judge, parts.calibration, float_bytes, timing)
+    drafts = Drafts(
+        model, candidates, groups, judge, parts.calibration, float_bytes, timing, include
+    )
     names = [label for label in labels if label != FLOAT]
     front = walk(drafts, budget, cost, names, points, progress)
     uniform = [drafts.draft(drafts.uniform(label)) for label in names]

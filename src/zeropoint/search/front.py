@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ class Drafts:
         calibration: batches for choices that need them.
         float_bytes: of the model.
         timing: ``None`` where no latency is asked for.
+        include: as the caller gave it: exact names break ties.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class Drafts:
         calibration: Sequence[Any],
         float_bytes: int,
         timing: Timing | None,
+        include: str | Iterable[str] | None = None,
     ) -> None:
         self._model, self._candidates, self._groups = model, candidates, groups
         self._judge, self._calibration, self._timing = judge, calibration, timing
+        self._include = include
         self._found: dict[tuple[int, ...], Draft] = {}
         self._damages = [[c.damage for c in g.choices] for g in groups]
         self._costs = {"bytes": [[float(c.bytes) for c in g.choices] for g in groups]}
@@ -142,6 +145,7 @@ class Drafts:
                 self._model,
                 recipe,
                 calibration=self._calibration if needed else None,
+                include=self._include,
                 progress=False,
             )
             scores = self._judge.run(quantized)
