@@ -131,7 +131,9 @@ void run(const GroupCall& c, int threads) {
   if (c.x.rows == 0 || w.n == 0) return;
   const Isa& isa = active_isa();
   const bool integers = c.source != Float;
-  const Work work{1.0 / (integers ? isa.gmacs : isa.float_gmacs), integers ? 0.2 : 0.0, 0.01, 1};
+  // Groups are summed in vector registers, on AMX too.
+  const double gmacs = integers ? std::min(isa.gmacs, 200.0f) : isa.float_gmacs;
+  const Work work{1.0 / gmacs, integers ? 0.2 : 0.0, 0.01, 1};
   const Grid grid = choose_grid(c.x.rows, w.panels, w.k, threads, work);
   parallel(grid, [&](int row_part, int panel_part) {
     const Range rows = part(c.x.rows, grid.rows, row_part);
