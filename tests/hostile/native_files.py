@@ -145,7 +145,7 @@ def _bad_metadata(good: bytes) -> Iterator[tuple[str, bytes, str]]:
     yield "metadata_list", join({**head, "__metadata__": []}, data), "map strings to strings"
     yield "metadata_number", with_metadata(lambda m: m.update(version=1), False), "strings"
     yield "format_pt", with_metadata(lambda m: m.update(format="pt")), "its format is 'pt'"
-    yield "version_3", with_metadata(lambda m: m.update(version="3")), "version '3'"
+    yield "version_4", with_metadata(lambda m: m.update(version="4")), "version '4'"
     yield "version_missing", with_metadata(lambda m: m.pop("version")), "version None"
     for key in ("layers", "aliases", "sha256"):
         yield f"{key}_missing", with_metadata(lambda m, k=key: m.pop(k)), f"lacks '{key}'"
