@@ -151,9 +151,9 @@ def packs(monkeypatch):
     if kernels.active_isa() == kernels.REFERENCE:
         pytest.skip("no core")
     made = []
-    original = kernels._Packed.__init__
+    original = kernels.weights.Packed.__init__
     monkeypatch.setattr(
-        kernels._Packed, "__init__", lambda self, w: made.append(1) or original(self, w)
+        kernels.weights.Packed, "__init__", lambda self, w: made.append(1) or original(self, w)
     )
     return made
 
