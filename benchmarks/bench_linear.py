@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import linear_report
 import peers
-from linear_timing import DISTURBED, ROUNDS, Foreign, cold, in_turn, once
+from linear_timing import DISTURBED, ROUNDS, Foreign, cold, in_turn, once, until_idle
 from peers.common import INPUT_RANGE, one_line
 from zeropoint import doctor, limits
 from zeropoint.atomic import write_text
@@ -54,8 +54,6 @@ COLD_SHAPES, COLD_ROWS = SHAPES[-2:], (1, 4, 16)
 THREADS = (1, 2)
 VERSION = 1
 DISTRIBUTIONS = ("zeropoint", "torch", "numpy", "onnxruntime", "openvino", "torchao", "zentorch")
-SPINNERS = ("onnxruntime", "openvino")
-"""Libraries with threads of their own, which spin for a while after each call."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,6 @@ def _block(
     )
     prepared: dict[tuple[str, str], peers.Layer] = {}
     slowness: dict[tuple[str, str], float] = {}  # seconds a row
-    spin = any(n in (arguments.peers or peers.MODULES) for n in SPINNERS)
     precisions = list(dict.fromkeys(p.precision for p in contenders))
     for done, m in enumerate(block.rows):
         # What preparation takes is not the fault of these rows: those that follow share it.
@@ -314,13 +311,13 @@ def _block(
                 calls[peer.name] = call
                 entries[peer.name] = {"error": float(f"{error:.3g}")}
             slot = (share - spent) / (len(precisions) - index) / max(len(calls), 1)
-            settle = 0.008 if spin and block.threads > 1 else 0.001
+            settle, rest = 0.001, until_idle if block.threads > 1 else lambda: None
             foreign, started = Foreign(), time.monotonic()
             if flush:
                 times = cold(calls, estimates, 5, flush)
             else:
                 seconds = min(max(slot - settle * ROUNDS, 0.01), 1.0)
-                times = in_turn(calls, estimates, seconds, settle=settle)
+                times = in_turn(calls, estimates, seconds, settle=settle, rest=rest)
             spent += time.monotonic() - started
             for name, t in times.items():
                 entries[name] = t.to_dict() | entries[name]

@@ -89,8 +89,27 @@ def once(call: Call) -> float:
     return time.perf_counter() - start
 
 
+def until_idle(longest: float = 0.06, nap: float = 0.002) -> None:
+    """Sleep until no thread of this process runs any more.
+
+    Worker threads spin for a while after a call, in hope of the next: 5 ms those of GNU OpenMP,
+    30 ms those of ONNX Runtime. Whoever was timed meanwhile on all CPUs would share one of them.
+    """
+    end = time.monotonic() + longest
+    while time.monotonic() < end:
+        before = time.process_time()
+        time.sleep(nap)
+        if time.process_time() - before < nap / 4:
+            return
+
+
 def in_turn(
-    calls: dict[str, Call], estimates: dict[str, float], seconds: float, *, settle: float
+    calls: dict[str, Call],
+    estimates: dict[str, float],
+    seconds: float,
+    *,
+    settle: float,
+    rest: Callable[[], None] = lambda: None,
 ) -> dict[str, Times]:
     """Time calls in rounds, each round in another order.
 
@@ -98,8 +117,8 @@ def in_turn(
         calls: by name.
         estimates: seconds of one call.
         seconds: for each of them, about; each is timed once or more in every round.
-        settle: seconds of each burst that are not counted: weights come back to the caches, and
-            the threads of whoever was timed before go to sleep.
+        settle: seconds of each burst that are not counted: weights come back to the caches.
+        rest: called before each burst.
     """
     times = {name: Times() for name in calls}
     names = list(calls)
@@ -114,6 +133,7 @@ def in_turn(
                     continue
                 if round_ > 1 and took > seconds / ROUNDS * 2 and (round_ > 2 or took > seconds):
                     continue  # two or three samples of a long call must do
+                rest()
                 if took < LONG:
                     end = time.perf_counter() + settle
                     call()

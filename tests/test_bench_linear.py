@@ -175,6 +175,34 @@ def test_all_take_turns_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> No
     assert len({tuple(turns[i : i + 3]) for i in range(0, len(turns) - 2, 3)}) > 1
 
 
+def test_every_burst_begins_at_rest() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    rest = lambda: order.append("rest")  # noqa: E731
+    linear_timing.in_turn(calls, dict.fromkeys(calls, 1e-4), 1e-4, settle=0.0, rest=rest)
+    bursts = "".join(order).split("rest")[1:]
+    assert len(bursts) == 2 * linear_timing.ROUNDS
+    assert all(len(set(burst)) == 1 for burst in bursts)
+
+
+def test_rest_lasts_as_long_as_threads_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"monotonic": 0.0, "process_time": 0.0}
+    spins = 0.02
+
+    def sleep(seconds: float) -> None:
+        now["process_time"] += min(seconds, max(spins - now["monotonic"], 0.0))
+        now["monotonic"] += seconds
+
+    monkeypatch.setattr(linear_timing.time, "sleep", sleep)
+    for name in now:
+        monkeypatch.setattr(linear_timing.time, name, lambda name=name: now[name])
+    linear_timing.until_idle()
+    assert spins < now["monotonic"] < spins + 0.005
+    now["monotonic"], spins = 0.0, 10.0
+    linear_timing.until_idle()
+    assert now["monotonic"] < 0.07
+
+
 def test_cold_flushes_before_every_call() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
