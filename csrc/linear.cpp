@@ -13,6 +13,7 @@
 namespace zp {
 namespace {
 #include "scalar.h"
+#include "rows.h"
 #include "kernel_common.h"
 
 thread_local struct {
@@ -37,16 +38,6 @@ int64_t l2_bytes() {
   return bytes;
 }
 
-// n floats padded to whole panels, since kernels read whole vectors.
-const float* padded(const float* values, int64_t n) {
-  if (!values || n % kPanel == 0) return values;
-  const int64_t whole = round_up(n, kPanel);
-  float* room = rooms.bias.get(whole);
-  std::memcpy(room, values, size_t(n) * sizeof(float));
-  std::fill(room + n, room + whole, 0.0f);
-  return room;
-}
-
 enum Source { Dynamic, Static, Integer };
 
 struct Int8Call {
@@ -63,18 +54,6 @@ struct Int8Call {
   int32_t y_zero_point = 0;
 };
 
-size_t size_of(Type type) {
-  return type == F32 || type == I32 ? 4 : type == U8 || type == S8 ? 1 : 2;
-}
-
-void* advance(void* base, int64_t elements, Type type) {
-  return static_cast<char*>(base) + elements * int64_t(size_of(type));
-}
-
-const void* advance(const void* base, int64_t elements, Type type) {
-  return static_cast<const char*>(base) + elements * int64_t(size_of(type));
-}
-
 int64_t sum_bytes(const uint8_t* q, int64_t k) {
   int64_t total = 0;
   for (int64_t i = 0; i < k; i++) total += q[i];
@@ -87,12 +66,6 @@ struct Quantized {
   const uint8_t* a;
   int64_t stride;
 };
-
-// The same, for rows counted from `row`.
-Post from_row(Post post, int64_t row, Type type) {
-  if (post.residual) post.residual = advance(post.residual, row * post.residual_stride, type);
-  return post;
-}
 
 // Rows of quantized activations lie an odd number of cache lines apart: rows a power of two apart
 // would share a few sets of L1.
@@ -112,7 +85,7 @@ Quantized quantize_rows(const Isa& isa, const Int8Call& c, Range rows, uint8_t* 
   const bool is_signed = c.x.type == S8;
   for (int64_t m = rows.begin; m < rows.end; m++) {
     const int64_t i = m - rows.begin;
-    const void* x = advance(c.x.x, m * c.x.stride, c.x.type);
+    const void* x = row_of(c.x, m);
     const QuantizeRow job{x, k, room ? room + i * stride : nullptr, c.scale, c.zero_point};
     switch (c.source) {
       case Dynamic: isa.quantize_dynamic[c.x.type](job, row + i); break;
@@ -248,7 +221,7 @@ void int8_piece(const Isa& isa, const Int8Call& c, Range rows, Range panels) {
   const int64_t blocks = ceil_div(count, fit), most = round_up(ceil_div(count, blocks), step);
   uint8_t* room = in_place(isa, c) ? nullptr : rooms.integers.get(std::min(most, count) * stride);
   Row* row = rooms.row.get(std::min(most, count));
-  const float* bias = padded(c.bias, w.n);
+  const float* bias = padded(rooms.bias, c.bias, w.n);
   for (int64_t m = rows.begin; m < rows.end; m += most) {
     const Range block{m, std::min(rows.end, m + most)};
     const Quantized q = quantize_rows(isa, c, block, room, row, nullptr);
@@ -289,11 +262,6 @@ void run(const Int8Call& c, int threads) {
   });
 }
 
-template <Type T>
-void to_floats(const void* x, int64_t k, float* to) {
-  for (int64_t i = 0; i < k; i++) to[i] = scalar_load<T>(x, i);
-}
-
 // `b` comes with what concerns the weights; the rest is filled in here.
 void run_floats(FloatBlock b, int64_t panels, const Input& x, const float* bias, const Post& post,
                 void* y, int threads) {
@@ -314,20 +282,13 @@ void run_floats(FloatBlock b, int64_t panels, const Input& x, const float* bias,
     block.scratch = rooms.parts.get(float_scratch(most));
     block.panel_begin = columns.begin;
     block.panel_end = columns.end;
-    block.bias = padded(bias, b.n);
+    block.bias = padded(rooms.bias, bias, b.n);
     block.x_stride = floats ? b.k : x.stride;
     block.y_stride = b.n;
     block.y_type = x.type;
     for (int64_t m = rows.begin; m < rows.end; m += most) {
       block.rows = std::min(most, rows.end - m);
-      block.x = floats ? floats : static_cast<const float*>(x.x) + m * x.stride;
-      for (int64_t i = 0; floats && i < block.rows; i++) {
-        const void* from = advance(x.x, (m + i) * x.stride, x.type);
-        if (x.type == BF16)
-          to_floats<BF16>(from, b.k, floats + i * b.k);
-        else
-          to_floats<F16>(from, b.k, floats + i * b.k);
-      }
+      block.x = to_floats(x, m, block.rows, b.k, floats);
       block.y = advance(y, m * b.n, x.type);
       block.post = from_row(post, m, x.type);
       isa.float_block(block);

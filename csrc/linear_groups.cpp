@@ -10,6 +10,7 @@
 namespace zp {
 namespace {
 #include "scalar.h"
+#include "rows.h"
 
 constexpr int64_t kBlockRows = 192;  // each block of rows unpacks all weights
 
@@ -35,28 +36,12 @@ struct GroupCall {
   Type y_type;
 };
 
-int64_t size_of(Type type) { return type == F32 ? 4 : type == BF16 || type == F16 ? 2 : 1; }
-
-// n floats padded to whole panels, since kernels read whole vectors.
-const float* padded(const float* values, int64_t n) {
-  if (!values || n % kPanel == 0) return values;
-  const int64_t whole = round_up(n, kPanel);
-  float* room = rooms.bias.get(whole);
-  std::memcpy(room, values, size_t(n) * sizeof(float));
-  std::fill(room + n, room + whole, 0.0f);
-  return room;
-}
-
-const char* row_of(const Input& x, int64_t m) {
-  return static_cast<const char*>(x.x) + m * x.stride * size_of(x.type);
-}
-
 // Rows [begin, begin + count) as signed integers, groups padded, with what the epilogue needs.
 void prepare(const Isa& isa, const GroupCall& c, int64_t begin, int64_t count, int64_t stride,
              int8_t* a, int32_t* start, Row* row) {
   uint8_t* integers = rooms.integers.get(round_up(c.w.k, kStep));
   for (int64_t i = 0; i < count; i++) {
-    const char* x = row_of(c.x, begin + i);
+    const void* x = row_of(c.x, begin + i);
     const QuantizeRow job{x, c.w.k, integers, c.scale, c.zero_point};
     const uint8_t* q = integers;
     int lower = 128;
@@ -66,20 +51,11 @@ void prepare(const Isa& isa, const GroupCall& c, int64_t begin, int64_t count, i
       isa.quantize_static[c.x.type](job, row + i);
     } else {
       row[i] = {c.scale, c.zero_point, 0};
-      q = reinterpret_cast<const uint8_t*>(x);
+      q = static_cast<const uint8_t*>(x);
       if (c.x.type == S8) lower = 0;
     }
     row[i].zero_point -= lower;
     isa.prepare_groups(c.w, q, uint8_t(lower), a + i * stride, start + i * c.w.groups);
-  }
-}
-
-// Rows as float32, where they are not.
-template <Type T>
-void to_floats(const Input& x, int64_t begin, int64_t count, int64_t k, float* to) {
-  for (int64_t i = 0; i < count; i++) {
-    const void* from = row_of(x, begin + i);
-    for (int64_t j = 0; j < k; j++) to[i * k + j] = scalar_load<T>(from, j);
   }
 }
 
@@ -96,7 +72,7 @@ void piece(const Isa& isa, const GroupCall& c, Range rows, Range panels) {
   b.w = &w;
   b.panel_begin = panels.begin;
   b.panel_end = panels.end;
-  b.bias = padded(c.bias, w.n);
+  b.bias = padded(rooms.bias, c.bias, w.n);
   b.y_stride = w.n;
   b.y_type = c.y_type;
   b.sum = rooms.sum.get(most * kPanel);
@@ -108,20 +84,14 @@ void piece(const Isa& isa, const GroupCall& c, Range rows, Range panels) {
   b.row = row;
   for (int64_t m = rows.begin; m < rows.end; m += most) {
     b.rows = std::min(most, rows.end - m);
-    b.x = integers ? static_cast<const void*>(a) : floats;
-    if (integers)
+    if (integers) {
       prepare(isa, c, m, b.rows, stride, a, start, row);
-    else if (c.x.type == BF16)
-      to_floats<BF16>(c.x, m, b.rows, w.k, floats);
-    else if (c.x.type == F16)
-      to_floats<F16>(c.x, m, b.rows, w.k, floats);
-    else
-      b.x = row_of(c.x, m);
-    b.y = static_cast<char*>(c.y) + m * w.n * size_of(c.y_type);
-    b.post = c.post;
-    if (c.post.residual)
-      b.post.residual = static_cast<const char*>(c.post.residual) +
-                        m * c.post.residual_stride * size_of(c.y_type);
+      b.x = a;
+    } else {
+      b.x = to_floats(c.x, m, b.rows, w.k, floats);
+    }
+    b.y = advance(c.y, m * w.n, c.y_type);
+    b.post = from_row(c.post, m, c.y_type);
     isa.group_block(b);
   }
 }
