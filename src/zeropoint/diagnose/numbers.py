@@ -6,7 +6,6 @@ A signal-to-quantization-noise ratio is ``SQNR = 10 · log10(Σ y² / Σ (y − 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..atomic import write_text
+from ..plain import to_text
 from ..recipes import LayerRecipe, Recipe
 from ..statistics import Comparison
 
@@ -348,7 +348,7 @@ class Diagnosis:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The diagnosis as JSON text, also written to ``path`` (atomically) where one is given."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = to_text(self.to_dict())
         if path is not None:
             write_text(path, text)
         return text

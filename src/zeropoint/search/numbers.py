@@ -7,15 +7,13 @@ up over layers. A **drop** is ``before − after`` of the metric: positive where
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from importlib.resources import files
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..atomic import write_text
+from ..plain import made, number, plain_fields, read, schema_of, to_text
 from ..recipes import LayerRecipe, Recipe
 from ..statistics import Comparison, Estimate
 
@@ -233,8 +231,7 @@ class Front:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, as :func:`schema` describes them."""
-        content = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        del content["calibration"]
+        content = plain_fields(self, {Point: ("measured",)}, leave=("calibration",))
         return {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **content}
 
     @classmethod
@@ -244,17 +241,11 @@ class Front:
         Raises:
             ValueError: another schema version, or a field that is missing or of the wrong type.
         """
-        version = data.get("schema_version") if isinstance(data, Mapping) else None
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {version!r}")
-        try:
-            return _front(data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a front: {type(error).__name__}: {error}") from error
+        return read("front", SCHEMA_VERSION, data, _front)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """As JSON text, also written to ``path`` (atomically) where one is given."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = to_text(self.to_dict())
         if path is not None:
             write_text(path, text)
         return text
@@ -278,41 +269,16 @@ def drop(c: Comparison) -> Estimate:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of :meth:`Front.to_dict`."""
-    return json.loads((files(__package__) / "schema.json").read_text("utf-8"))
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Estimate | Comparison | Recipe | LayerRecipe):
-        return x.to_dict()
-    if isinstance(x, Point):
-        own = {f.name: _plain(getattr(x, f.name)) for f in fields(x)}
-        return {**own, "measured": x.measured.to_dict()}
-    if isinstance(x, Budget | Choice | Group | Pair | Check):
-        return {f.name: _plain(getattr(x, f.name)) for f in fields(x)}
-    if isinstance(x, Mapping):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    if isinstance(x, float) and not math.isfinite(x):
-        return None
-    return x
-
-
-def _make(cls: Any, data: Mapping[str, Any], **made: Any) -> Any:
-    return cls(**{f.name: made.get(f.name, data.get(f.name)) for f in fields(cls)})
-
-
-def _number(x: float | None) -> float:
-    return math.nan if x is None else x
+    return schema_of(__package__)
 
 
 def _point(d: Mapping[str, Any]) -> Point:
-    return _make(
+    return made(
         Point,
         d,
         recipe=Recipe.from_dict(d["recipe"]),
         layers=dict(d["layers"]),
-        estimated_drop=_number(d["estimated_drop"]),
+        estimated_drop=number(d["estimated_drop"]),
         search_drop=Estimate.from_dict(d["search_drop"]),
         comparison=Comparison.from_dict(d["comparison"]),
     )
@@ -320,29 +286,27 @@ def _point(d: Mapping[str, Any]) -> Point:
 
 def _choice(d: Mapping[str, Any]) -> Choice:
     recipe = d["recipe"]
-    return _make(Choice, d, recipe=None if recipe is None else LayerRecipe.from_dict(recipe))
+    return made(Choice, d, recipe=None if recipe is None else LayerRecipe.from_dict(recipe))
 
 
 def _front(d: Mapping[str, Any]) -> Front:
     check = d["check"]
-    needed = {f.name for f in fields(Front)} - {"calibration"}
-    if missing := needed - set(d):
-        raise KeyError(sorted(missing)[0])
-    return _make(
+    return made(
         Front,
         d,
-        budget=_make(Budget, d["budget"]),
+        budget=made(Budget, d["budget"]),
         points=tuple(_point(p) for p in d["points"]),
         uniform=tuple(_point(p) for p in d["uniform"]),
         groups=tuple(
             Group(tuple(g["layers"]), tuple(_choice(c) for c in g["choices"])) for g in d["groups"]
         ),
         check=Check(
-            tuple(_make(Pair, p) for p in check["pairs"]),
-            _number(check["spearman"]),
-            _number(check["ratio"]),
+            tuple(made(Pair, p) for p in check["pairs"]),
+            number(check["spearman"]),
+            number(check["ratio"]),
             check["used"],
         ),
         samples=dict(d["samples"]),
         left=dict(d["left"]),
+        calibration=None,
     )
