@@ -42,7 +42,16 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SHARED = {
     "algorithms": ("grid", "inputs"),
     "formats": (
-        *("container", "embedding_info", "header", "loading", "slots", "streaming", "values"),
+        *(
+            "assembled",
+            "container",
+            "embedding_info",
+            "header",
+            "loading",
+            "slots",
+            "streaming",
+            "values",
+        ),
         *("weight_entry", "writer"),
         # of formats that are not zeropoint's
         *("contents", "foreign_scales", "hf_folder", "int32_words", "new_folder"),

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +19,11 @@ from ..embedding import QuantizedEmbedding
 from ..modules import Mode, QuantizedLinear
 from ..tensor import QTensor
 from . import header as _header
-from .container import CheckpointError, TensorInfo, dtype_name, open_reader
+from .assembled import without_twins, write_checkpoint
+from .container import CheckpointError, open_reader
 from .header import LayerInfo, qualified
 from .loading import load_into
-from .slots import same_memory
 from .values import check_values
-from .writer import open_writer
 
 Qparams = tuple[float, int]
 
@@ -131,26 +129,8 @@ class Contents:
                     raise CheckpointError(self.path, reason, name, tensor_name)
                 check_values(self.path, name, infos[name], key, tensor)
                 held[tensor_name] = tensor
-        tensors: dict[str, Tensor] = {}
-        aliases: dict[str, str] = {}
-        first: dict[Any, str] = {}
-        for name, tensor in held.items():
-            if dtype_name(tensor.dtype) is None:
-                reason = f"{tensor.dtype}, which safetensors has no name for"
-                raise CheckpointError(path, reason, tensor=name)
-            source = first.setdefault(same_memory(tensor), name)
-            if source != name:
-                aliases[name] = source
-            else:
-                tensors[name] = tensor
-
-        def header(entries: dict[str, TensorInfo], sha256: dict[str, str]) -> dict[str, str]:
-            return _header.encode(infos, aliases, metadata or {}, entries, sha256)
-
-        entries = [(name, dtype_name(t.dtype) or "", t.shape) for name, t in tensors.items()]
-        with open_writer(path, entries, header) as writer:
-            for name, tensor in tensors.items():
-                writer.write_tensor(name, tensor)
+        tensors, aliases = without_twins(path, held)
+        write_checkpoint(path, tensors, aliases, infos, metadata)
 
     def load_into(self, model: nn.Module, *, device: torch.device | str = "cpu") -> nn.Module:
         """Put all of it into a model, which is changed only if everything fits; see

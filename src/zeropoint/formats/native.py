@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from ..embedding import QuantizedEmbedding
 from ..modules import QuantizedLinear
 from . import header as _header
+from .assembled import without_twins, write_checkpoint
 from .container import CheckpointError, TensorInfo, dtype_name, open_reader, progress_bar
 from .embedding_info import EmbeddingInfo
 from .header import AnyInfo, Header, LayerInfo, info_of, qualified
 from .loading import load_into
-from .slots import same_memory, slots_of, why_not_plain
+from .slots import slots_of, why_not_plain
 from .streaming import quantize_file
 from .values import check_values
-from .writer import open_writer
 
 __all__ = [
     "CheckpointError",
@@ -118,17 +118,11 @@ def save(
     _require_module(model)
     _header.check_metadata(path, metadata)
     layers = _layer_table(path, model)
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[Any, str] = {}
+    held: dict[str, Tensor] = {}
     for name, slot in slots_of(path, model).items():
-        tensor = slot.tensor
-        _check_savable(path, name, tensor)
-        source = first.setdefault(same_memory(tensor), name)
-        if source != name:
-            aliases[name] = source
-        else:
-            tensors[name] = tensor
+        _check_savable(path, name, slot.tensor)
+        held[name] = slot.tensor
+    tensors, aliases = without_twins(path, held)
     for layer, info in layers.items():
         for key, (dtype, shape) in info.tensors().items():
             name = qualified(layer, key)
@@ -145,18 +139,7 @@ def save(
                 )
             check_values(path, layer, info, key, tensor)
 
-    def header(infos: dict[str, TensorInfo], sha256: dict[str, str]) -> dict[str, str]:
-        return _header.encode(layers, aliases, metadata or {}, infos, sha256)
-
-    entries = [(name, dtype_name(t.dtype) or "", t.shape) for name, t in tensors.items()]
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    with (
-        open_writer(path, entries, header) as writer,
-        progress_bar("saving", total, progress) as bar,
-    ):
-        for name, tensor in tensors.items():
-            writer.write_tensor(name, tensor)
-            bar.update(tensor.nbytes)
+    write_checkpoint(path, tensors, aliases, layers, metadata, progress=progress)
 
 
 def load(
@@ -260,7 +243,5 @@ def _check_savable(path: str | os.PathLike[str], name: str, tensor: Tensor) -> N
     reason = why_not_plain(tensor)
     if reason is None and tensor.is_meta:
         reason = "on the meta device, without data"
-    elif reason is None and dtype_name(tensor.dtype) is None:
-        reason = f"{tensor.dtype}, which safetensors has no name for"
     if reason is not None:
         raise CheckpointError(path, reason, tensor=name)

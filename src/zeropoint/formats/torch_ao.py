@@ -18,15 +18,14 @@ from torch import Tensor, nn
 
 from ..modules import QuantizedLinear
 from . import header as _header
-from .container import CheckpointError, TensorInfo, dtype_name
+from .assembled import without_twins, write_checkpoint
+from .container import CheckpointError
 from .header import LayerInfo, qualified
 from .rescue_report import RescuedLayer, RescueReport
-from .slots import same_memory
 from .torch_archive import open_archive
 from .torch_modules import living_state, read_state
 from .torch_parity import compare_outputs, same_integers, torchs_reading
 from .torch_state import Qparams, TorchLinear, TorchState
-from .writer import open_writer
 
 __all__ = [
     "CheckpointError",
@@ -337,24 +336,6 @@ def _write(
     for name, layer in layers.items():
         for key, tensor in layer.state_dict().items():
             held[qualified(name, key)] = tensor
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[Any, str] = {}
-    for name, tensor in held.items():
-        if dtype_name(tensor.dtype) is None:
-            reason = f"{tensor.dtype}, which safetensors has no name for"
-            raise CheckpointError(path, reason, tensor=name)
-        source = first.setdefault(same_memory(tensor), name)
-        if source != name:
-            aliases[name] = source
-        else:
-            tensors[name] = tensor
+    tensors, aliases = without_twins(path, held)
     infos = {name: LayerInfo.of(layer) for name, layer in layers.items()}
-
-    def header(entries: dict[str, TensorInfo], sha256: dict[str, str]) -> dict[str, str]:
-        return _header.encode(infos, aliases, metadata or {}, entries, sha256)
-
-    entries = [(name, dtype_name(t.dtype) or "", t.shape) for name, t in tensors.items()]
-    with open_writer(path, entries, header) as writer:
-        for name, tensor in tensors.items():
-            writer.write_tensor(name, tensor)
+    write_checkpoint(path, tensors, aliases, infos, metadata)
