@@ -22,7 +22,8 @@ LONG = 0.01
 DISTURBED = 0.05
 """A call that seems to take less is tried again before it is believed."""
 HOPELESS = 4.0
-"""A peer so many times slower than the best gets one round only."""
+"""A peer so many times slower than the best gets one round only; three where it may have been
+disturbed."""
 
 
 @dataclass
@@ -129,7 +130,8 @@ def in_turn(
             best = min(estimates.values(), default=0.0)
             for name in names:
                 call, took, samples = calls[name], estimates[name], times[name].samples
-                if round_ and took > HOPELESS * best and took * ROUNDS > seconds / 4:
+                tries = 1 if took > DISTURBED else 3
+                if round_ >= tries and took > HOPELESS * best and took * ROUNDS > seconds / 4:
                     continue
                 if round_ > 1 and took > seconds / ROUNDS * 2 and (round_ > 2 or took > seconds):
                     continue  # two or three samples of a long call must do
