@@ -29,6 +29,7 @@ from .commands.convert import convert
 from .commands.diagnose import diagnose
 from .commands.explain import explain
 from .commands.loading import load as _load
+from .commands.options import BatchSize, Exclude, Include, Limit, MaxTokens, To
 from .commands.printing import check_writable as _check_writable
 from .commands.printing import console as _console
 from .commands.printing import error as _error
@@ -39,7 +40,6 @@ from .commands.printing import write_json as _write_json
 from .commands.rescue import rescue
 from .commands.search import search
 from .formats import native
-from .quantize import RECIPES
 from .quantize import quantize as quantize_model
 from .recipes import TABLES
 from .report.words import size
@@ -86,9 +86,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON here too.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows or lines of data a batch.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many rows or lines only.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Cut longer lines of text.")]
 
 
 def _version(value: bool) -> None:
@@ -119,14 +116,7 @@ def quantize(
             "nn.Module; or a .safetensors file, whose 2-D weights are streamed one at a time.",
         ),
     ],
-    to: Annotated[
-        str,
-        typer.Option(
-            metavar="RECIPE",
-            help=f"{', '.join(RECIPES)}, or a recipe as a .json file.",
-            autocompletion=lambda: list(RECIPES),
-        ),
-    ],
+    to: To,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
     calibrate: Annotated[
         Path | None,
@@ -150,14 +140,8 @@ def quantize(
             metavar="BITS", help=f"Quantize embedding tables too: {' or '.join(TABLES)}, by row."
         ),
     ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only layers whose name matches. Repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave layers whose name matches. Repeatable."),
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     batch_size: BatchSize = 32,
     limit: Limit = None,
     max_tokens: MaxTokens = 128,

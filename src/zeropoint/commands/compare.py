@@ -14,6 +14,7 @@ from .. import sources
 from ..formats import native
 from ..report import compare as compare_models
 from .loading import load
+from .options import BatchSize, Data, JsonFile, Limit, MaxTokens
 from .printing import check_writable, console, warn_if_reference
 
 if TYPE_CHECKING:
@@ -28,13 +29,8 @@ def compare(
     file: Annotated[
         Path, typer.Argument(metavar="QUANTIZED_FILE", help="What quantize wrote for that model.")
     ],
-    data: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="Inputs: .safetensors, .npz, .npy, or lines of .txt."),
-    ],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write JSON here too.")
-    ] = None,
+    data: Data,
+    json_file: JsonFile = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots.")
     ] = None,
@@ -44,11 +40,9 @@ def compare(
     front: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Show what search --json wrote, too.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows or lines of data a batch.")] = 32,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many rows or lines only.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Cut longer lines of text.")] = 128,
+    batch_size: BatchSize = 32,
+    limit: Limit = None,
+    max_tokens: MaxTokens = 128,
 ) -> None:
     """Run a float model and its quantized file side by side: error, bytes and time, by layer.
 

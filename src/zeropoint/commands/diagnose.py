@@ -13,42 +13,24 @@ from ..diagnose import Diagnosis
 from ..diagnose import diagnose as diagnose_model
 from ..diagnose.variants import chosen
 from ..formats import native
-from ..quantize import RECIPES, quantize
+from ..quantize import quantize
 from ..recipes import Recipe
 from ..report import compare, words
 from ..report.numbers import Report
 from .loading import load
+from .options import BatchSize, Data, JsonFile, Limit, MaxTokens, Model, To
 from .printing import check_writable, console, table, warn
 
 
 def diagnose(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face folder; or package.module:factory, a callable that returns an "
-            "nn.Module.",
-        ),
-    ],
-    data: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="Inputs: .safetensors, .npz, .npy, or lines of .txt."),
-    ],
-    to: Annotated[
-        str,
-        typer.Option(
-            metavar="RECIPE",
-            help=f"{', '.join(RECIPES)}, or a recipe as a .json file.",
-            autocompletion=lambda: list(RECIPES),
-        ),
-    ] = "int8-dynamic",
+    model: Model,
+    data: Data,
+    to: To = "int8-dynamic",
     calibrate: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Data to calibrate with; by default that of --data."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write JSON here too.")
-    ] = None,
+    json_file: JsonFile = None,
     apply: Annotated[
         Path | None,
         typer.Option(
@@ -66,11 +48,9 @@ def diagnose(
             min=1, help="Rows of data on which each layer's damage is measured; by default some."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows or lines of data a batch.")] = 32,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many rows or lines only.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Cut longer lines of text.")] = 128,
+    batch_size: BatchSize = 32,
+    limit: Limit = None,
+    max_tokens: MaxTokens = 128,
 ) -> None:
     """Find out which layers lose what under quantization, why, and what mends it.
 

@@ -14,6 +14,7 @@ from ..modules import QuantizedLinear
 from ..sources import is_tensor_file
 from ..spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 from .loading import load
+from .options import JsonFile
 from .printing import check_writable, console
 
 
@@ -67,9 +68,7 @@ def explain(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg, .pdf …")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write JSON here too.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Show what scale and zero point do: the integers, what they stand for, the error, its bound.
 

@@ -15,24 +15,15 @@ from ..quantize import RECIPES
 from ..search import CHOICES
 from ..search import search as search_model
 from .loading import load
+from .options import BatchSize, Data, Exclude, Include, Limit, MaxTokens, Model
 from .printing import check_writable, console, warn_if_reference
 
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0}
 
 
 def search(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face folder; or package.module:factory, a callable that returns an "
-            "nn.Module.",
-        ),
-    ],
-    data: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="Inputs: .safetensors, .npz, .npy, or lines of .txt."),
-    ],
+    model: Model,
+    data: Data,
     max_drop: Annotated[
         float | None,
         typer.Option(metavar="D", help="Of the cosine with the float model's outputs: 0.001, say."),
@@ -56,23 +47,15 @@ def search(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the whole front as JSON.")
     ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only layers whose name matches. Repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave layers whose name matches. Repeatable."),
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     certain: Annotated[
         bool, typer.Option("--certain", help="Take only what is certain to keep --max-drop.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of splits and of all that is random.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows or lines of data a batch.")] = 32,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many rows or lines only.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Cut longer lines of text.")] = 128,
+    batch_size: BatchSize = 32,
+    limit: Limit = None,
+    max_tokens: MaxTokens = 128,
 ) -> None:
     """Find the smallest, fastest or best mixture of recipes within a budget.
 
