@@ -143,7 +143,7 @@ def test_verdict_without_culprits() -> None:
 
 
 def test_narrow_terminal(found: Diagnosis) -> None:
-    from zeropoint.diagnose.table import plain_text
+    from zeropoint.terminal import plain_text
 
     assert all(len(line) <= 80 for line in plain_text(found, 80).splitlines())
 

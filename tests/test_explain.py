@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import zeropoint
 from zeropoint import Linear, PerChannel, QuantizedLinear, QuantSpec, explain
 from zeropoint.explain import SHOWN, Grid
-from zeropoint.explain.text import number_line, plain_text
+from zeropoint.explain.text import number_line
 from zeropoint.spec import int4
+from zeropoint.terminal import plain_text
 
 finite = st.floats(-1e6, 1e6, width=32)
 

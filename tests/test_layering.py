@@ -35,7 +35,17 @@ LAYERS = (
     ("affine", "held_weight"),
     ("tensor",),
     ("layout", "indexing", "torch_names"),
-    ("spec", "codec", "input_transform", "interleave", "atomic", "plain", "statistics", "splits"),
+    (
+        "spec",
+        "codec",
+        "input_transform",
+        "interleave",
+        "atomic",
+        "plain",
+        "statistics",
+        "splits",
+        "terminal",
+    ),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Folders of alternatives, with the files that these share. Other folders are one module in parts.

@@ -65,7 +65,9 @@ def test_every_point_has_the_bytes_it_says(front: Front) -> None:
 def test_no_point_keeps_the_budget_and_it_says_so() -> None:
     found = quick(mlp(), batches(), max_bytes=1000)
     assert found.chosen is None
-    with pytest.raises(ValueError, match=r"No point keeps at most 1 kB. The most careful one has"):
+    with pytest.raises(
+        ValueError, match=r"No point keeps at most 1.00 kB. The most careful one has"
+    ):
         found.recipe  # noqa: B018
     assert "No point keeps" in str(found)
 

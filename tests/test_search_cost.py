@@ -72,8 +72,8 @@ def test_the_budget_of_time_is_kept(slow_dynamic: None) -> None:
 def test_too_fast_for_any_point(slow_dynamic: None) -> None:
     front = found(max_latency=50e-6)
     assert front.chosen is None
-    assert "No point keeps at most 50 µs a call." in front.verdict
-    assert "The fastest takes 80 µs a call." in front.verdict
+    assert "No point keeps at most 50.0 µs a call." in front.verdict
+    assert "The fastest takes 80.0 µs a call." in front.verdict
 
 
 def test_size_is_limited_too(slow_dynamic: None) -> None:

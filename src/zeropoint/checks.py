@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import PackedWeight
+from .layout import LARGEST_SCALE, LEAST_SCALE
 from .tensor import QTensor
 
 
@@ -118,8 +119,7 @@ def check_post(input: Any, weight: Any, activation: Any, residual: Any) -> None:
 
 
 def check_static(scale: float, zero_point: int) -> None:
-    # The bounds within which float32(scale) and its reciprocal are finite, as QTensor asks.
-    if not 2.0**-128 + 2.0**-150 < scale < 2.0**128 - 2.0**103:
+    if not LEAST_SCALE < scale < LARGEST_SCALE:
         raise ValueError(
             f"input_scale must be positive and finite in float32, and so must 1/scale; got {scale}"
         )

@@ -42,8 +42,8 @@ from .commands.search import search
 from .formats import native
 from .quantize import quantize as quantize_model
 from .recipes import TABLES
-from .report.words import size
 from .running import model_bytes
+from .terminal import size
 
 
 class _Commands(TyperGroup):

@@ -10,6 +10,9 @@ from torch import Tensor
 from . import codec
 from .spec import SCALE_DTYPES, PerGroup, check_bits, integer_range
 
+LEAST_SCALE, LARGEST_SCALE = 2.0**-128 + 2.0**-150, 2.0**128 - 2.0**103
+"""Between these a scale and its reciprocal are finite in float32, to which it is rounded."""
+
 _RECIPROCAL_OVERFLOWS = 2.0**-128
 """The largest scale whose reciprocal is infinite in float32."""
 

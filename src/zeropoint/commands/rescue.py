@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..report.words import size
+from ..terminal import size
 from .printing import check_writable, console, warn, write_json
 
 

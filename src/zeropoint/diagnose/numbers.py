@@ -365,6 +365,6 @@ class Diagnosis:
         return View(self)
 
     def __str__(self) -> str:
-        from .table import plain_text
+        from ..terminal import plain_text
 
         return plain_text(self)

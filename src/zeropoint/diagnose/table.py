@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..terminal import table as styled
 from . import words
 from .numbers import Damage, Diagnosis, LayerDiagnosis
 
@@ -43,30 +41,8 @@ class View:
         yield Text("\n".join(lines), style="dim")
 
 
-def plain_text(d: Diagnosis, width: int = 120) -> str:
-    """The same without colour, for ``print`` and for files."""
-    file = io.StringIO()
-    console = Console(
-        file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False
-    )
-    console.print(Group(View(d)))
-    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=escape(title),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        header_style="bold",
-        pad_edge=False,
-    )
-
-
 def _whole(d: Diagnosis) -> Table:
-    table = _table(f"{d.model}, the whole model")
+    table = styled(f"{d.model}, the whole model")
     for name in ("", "output error", "SQNR dB", "cosine"):
         table.add_column(name, justify="right" if name else "left")
     if d.metric is not None:
@@ -93,7 +69,7 @@ def _damage(x: Damage) -> tuple[str, str]:
 
 
 def _causes(d: Diagnosis) -> Table:
-    table = _table("Causes and cures, worst first")
+    table = styled("Causes and cures, worst first")
     for name in ("layer", "cause", "evidence", "cure, measured"):
         table.add_column(name, overflow="fold")
     for x in d.causes:
@@ -108,7 +84,7 @@ def _layers(d: Diagnosis, wide: bool) -> Table:
     )
     modes = {str(x.recipe) for x in d.layers}
     title = "Layers, worst first" + (f", all {modes.pop()}" if len(modes) == 1 else "")
-    table = _table(title)
+    table = styled(title)
     table.add_column("layer", overflow="fold", min_width=16)
     for name in ("noise", "only", "all but", "alone"):
         table.add_column(name, justify="right")
@@ -151,7 +127,7 @@ def _details(x: LayerDiagnosis) -> list[str]:
 
 
 def _left(d: Diagnosis) -> Table:
-    table = _table("Left in float")
+    table = styled("Left in float")
     table.add_column("layer", overflow="fold")
     table.add_column("why")
     for name, reason in d.left.items():

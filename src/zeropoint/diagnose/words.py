@@ -47,15 +47,6 @@ def number(value: float) -> str:
     return "not a number" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
 
 
-def size(count: float) -> str:
-    """Bytes with decimal prefixes: ``22.7 MB``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} bytes" if unit == "bytes" else f"{count:.3g} {unit}"
-
-
 def verdict(d: Diagnosis) -> str:
     """Who loses what, why, and what mends it."""
     before = d.damage_before

@@ -204,9 +204,9 @@ class Explanation:
         return View(self)
 
     def __str__(self) -> str:
-        from .text import plain_text
+        from ..terminal import plain_text
 
-        return plain_text(self)
+        return plain_text(self, 100)
 
 
 def _grid(g: Grid) -> dict[str, Any]:

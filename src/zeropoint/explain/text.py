@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -38,16 +37,6 @@ class View:
         yield Text()
         for sentence in totals(e):
             yield Text(sentence)
-
-
-def plain_text(e: Explanation, width: int = 100) -> str:
-    """The same without colour, for ``print`` and for files."""
-    file = io.StringIO()
-    console = Console(
-        file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False
-    )
-    console.print(Group(View(e)))
-    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
 
 
 def number(x: float) -> str:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack as dispatch_modes
 
+from ..layout import LARGEST_SCALE, LEAST_SCALE
 from ..tensor import QTensor
 from .isas import TYPES, state
 from .weights import PackedWeight
-
-# Between these float32(scale) and its reciprocal are finite.
-_LEAST_SCALE, _LARGEST_SCALE = 2.0**-128 + 2.0**-150, 2.0**128 - 2.0**103
 
 
 def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | None:
@@ -67,6 +65,7 @@ def quick_integers(
 ) -> Tensor | QTensor | None:
     """The short way for a ``QTensor``; ``None`` where anything is out of the ordinary.
 
+    The checks are those of :func:`quick`, written out: a call more would be a fortieth of all.
     ``kind`` is ``"linear_integer"``, or ``"linear_quantized"`` with the output's scale and zero
     point as numbers, or both ``None`` for those of ``q``.
     """
@@ -111,7 +110,7 @@ def quick_integers(
     if scale is zero_point is None:
         numbers = own
     elif type(scale) is float and type(zero_point) is int:
-        if not _LEAST_SCALE < scale < _LARGEST_SCALE:
+        if not LEAST_SCALE < scale < LARGEST_SCALE:
             return None
         if not (-128 <= zero_point <= 127 if signed else 0 <= zero_point <= 255):
             return None

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from ..terminal import table as styled
 from . import words
 from .numbers import LayerReport, Report
 
 WIDE = 110
 """Columns from which a line has room for bytes and times before and after, not their ratio only."""
-
-_STYLE: dict[str, Any] = {
-    "box": box.SIMPLE_HEAD,
-    "title_justify": "left",
-    "title_style": "bold",
-    "caption_justify": "left",
-    "header_style": "bold",
-    "pad_edge": False,
-}
 
 
 class View:
@@ -53,16 +41,6 @@ class View:
                 f"zeropoint {e.zeropoint} · Python {e.python} · {e.date}",
                 style="dim",
             )
-
-
-def plain_text(r: Report, width: int = 120) -> str:
-    """The same without colour, for ``print`` and for files."""
-    file = io.StringIO()
-    console = Console(
-        file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False
-    )
-    console.print(Group(View(r)))
-    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
 
 
 def whole_rows(r: Report) -> list[tuple[str, str, str, str]]:
@@ -112,9 +90,7 @@ def interval_note(r: Report) -> str:
 
 
 def _whole(r: Report) -> Table:
-    table = Table(
-        title=escape(f"{r.model}, {words.count(r.batches, 'batch', 'batches')}"), **_STYLE
-    )
+    table = styled(f"{r.model}, {words.count(r.batches, 'batch', 'batches')}")
     table.add_column("", no_wrap=True)
     for name in ("float", "quantized", "change"):
         table.add_column(name, justify="right")
@@ -135,7 +111,7 @@ def _layers(r: Report, wide: bool) -> Table:
     )
     if not wide:
         caption += " bytes, time: before / after."
-    table = Table(title=escape(title), caption=caption, **_STYLE)
+    table = styled(title, caption=caption)
     table.add_column("#", justify="right")
     table.add_column("layer", overflow="fold", ratio=1 if not wide else None, min_width=16)
     if given:
@@ -181,7 +157,7 @@ def layer_speedup(x: LayerReport) -> str:
 
 
 def _left(r: Report) -> Table:
-    table = Table(title="Left in float", **_STYLE)
+    table = styled("Left in float")
     table.add_column("layer", overflow="fold")
     table.add_column("why")
     for name, reason in r.left.items():

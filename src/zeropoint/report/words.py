@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..terminal import seconds, size, three, unit_of
+
 if TYPE_CHECKING:
     from ..statistics import Estimate
-    from .numbers import Difference, Latency, Report, Timing
+from .numbers import Difference, Latency, Report, Timing
 
 
 def decibels(x: Difference) -> str:
@@ -23,34 +25,10 @@ def decibels(x: Difference) -> str:
     return f"{value:.1f} dB"
 
 
-def size(count: float) -> str:
-    """Bytes with decimal prefixes: ``22.7 MB``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} bytes" if unit == "bytes" else f"{_three(count)} {unit}"
-
-
-def seconds(value: float | None) -> str:
-    """``4.61 ms``; ``–`` where nothing was timed."""
-    if value is None or math.isnan(value):
-        return "–"
-    unit, factor = _unit(value)
-    return f"{_three(value * factor)} {unit}"
-
-
 def spread(x: Timing) -> str:
     """Median and quartiles in the median's unit: ``4.61 ms (4.58 … 4.70)``."""
-    factor = _unit(x.median)[1]
-    return f"{seconds(x.median)} ({_three(x.q1 * factor)} … {_three(x.q3 * factor)})"
-
-
-def _unit(value: float) -> tuple[str, float]:
-    for unit, factor in (("µs", 1e6), ("ms", 1e3)):
-        if value * factor < 999.5:
-            return unit, factor
-    return "s", 1.0
+    factor = unit_of(x.median)[1]
+    return f"{seconds(x.median)} ({three(x.q1 * factor)} … {three(x.q3 * factor)})"
 
 
 def number(value: float) -> str:
@@ -167,14 +145,6 @@ def verdict(r: Report) -> str:
     if worst:
         text += f" Most is lost in {worst[0].label} ({decibels(worst[0].alone)} alone)."
     return text
-
-
-def _three(value: float) -> str:
-    """Three significant digits, no exponent."""
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{digits}f}"
 
 
 def _list(parts: list[str]) -> str:

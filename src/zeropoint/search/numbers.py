@@ -256,7 +256,7 @@ class Front:
         return View(self)
 
     def __str__(self) -> str:
-        from .table import plain_text
+        from ..terminal import plain_text
 
         return plain_text(self)
 

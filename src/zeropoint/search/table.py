@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 from glob import escape as literal
-from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ..statistics import Estimate, samples_needed
+from ..terminal import seconds, size
+from ..terminal import table as styled
 from .numbers import FLOAT, Front, Point
-
-_STYLE: dict[str, Any] = {
-    "box": box.SIMPLE_HEAD,
-    "title_justify": "left",
-    "title_style": "bold",
-    "caption_justify": "left",
-    "header_style": "bold",
-    "pad_edge": False,
-}
 
 
 class View:
@@ -40,23 +30,13 @@ class View:
         if f.chosen is not None:
             yield _layers(f, f.chosen)
         if f.left:
-            table = Table(title="Left in float", **_STYLE)
+            table = styled("Left in float")
             table.add_column("layer", overflow="fold")
             table.add_column("why")
             for name, reason in f.left.items():
                 table.add_row(escape(name or "(model)"), escape(reason))
             yield table
         yield Text(_how(f), style="dim")
-
-
-def plain_text(f: Front, width: int = 120) -> str:
-    """The same without colour, for ``print`` and for files."""
-    file = io.StringIO()
-    console = Console(
-        file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False
-    )
-    console.print(Group(View(f)))
-    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().split("\n"))
 
 
 def verdict(f: Front) -> str:
@@ -70,8 +50,8 @@ def verdict(f: Front) -> str:
     if p is None:
         return f"No point keeps {asked}. {_nearest(f)}".rstrip()
     text = (
-        f"{f.model} keeps {asked} at {_size(p.bytes)}, {_times(f.float_bytes / p.bytes)} smaller"
-        + (f", {_seconds(_time(p))} a call" if _time(p) is not None else "")
+        f"{f.model} keeps {asked} at {size(p.bytes)}, {_times(f.float_bytes / p.bytes)} smaller"
+        + (f", {seconds(_time(p))} a call" if _time(p) is not None else "")
         + f": {f.metric} drops by {_interval(p.measured)}, {_samples(p.measured)}."
     )
     if f.skipped:
@@ -89,9 +69,9 @@ def _asked(f: Front) -> str:
     if b.max_drop is not None:
         parts.append(f"a drop of at most {b.max_drop:g}")
     if b.max_bytes is not None:
-        parts.append(f"at most {_size(b.max_bytes)}")
+        parts.append(f"at most {size(b.max_bytes)}")
     if b.max_latency is not None:
-        parts.append(f"at most {_seconds(b.max_latency)} a call")
+        parts.append(f"at most {seconds(b.max_latency)} a call")
     return " and ".join(parts)
 
 
@@ -99,13 +79,13 @@ def _nearest(f: Front) -> str:
     careful = f.points[-1]
     smallest = min(f.points, key=lambda p: p.bytes)
     text = (
-        f"The most careful one has {_size(careful.bytes)} and drops by "
-        f"{_interval(careful.measured)}, the smallest {_size(smallest.bytes)} and "
+        f"The most careful one has {size(careful.bytes)} and drops by "
+        f"{_interval(careful.measured)}, the smallest {size(smallest.bytes)} and "
         f"{_interval(smallest.measured)}."
     )
     timed = [t for p in f.points if (t := _time(p)) is not None]
     if timed and f.budget.max_latency is not None:
-        text += f" The fastest takes {_seconds(min(timed))} a call."
+        text += f" The fastest takes {seconds(min(timed))} a call."
     return text
 
 
@@ -121,7 +101,7 @@ def _certainty(f: Front, p: Point) -> str:
         text += f"; about {needed:,} would settle it"
     if f.certain is not None and f.certain.layers.keys() != {FLOAT}:
         c = f.certain
-        text += f"; certain is {_size(c.bytes)}, whose drop is {_interval(c.measured)}"
+        text += f"; certain is {size(c.bytes)}, whose drop is {_interval(c.measured)}"
     return text + "."
 
 
@@ -137,7 +117,7 @@ def _needed(x: Estimate, budget: float, level: float) -> int | None:
 
 
 def _points(f: Front) -> Table:
-    table = Table(title=escape(f"{f.model}, {f.metric}"), **_STYLE)
+    table = styled(f"{f.model}, {f.metric}")
     table.add_column("", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
     timed = f.float_seconds is not None
@@ -162,15 +142,15 @@ def _points(f: Front) -> Table:
 
 
 def _row(p: Point, timed: bool) -> list[str]:
-    cells = [_size(p.bytes)]
+    cells = [size(p.bytes)]
     if timed:
-        cells.append(_seconds(_time(p)))
+        cells.append(seconds(_time(p)))
     cells += [_short(p.estimated_drop), _short(p.search_drop.value), _interval(p.measured)]
     return [*cells, escape(", ".join(f"{n} {label}" for label, n in p.layers.items()))]
 
 
 def _layers(f: Front, p: Point) -> Table:
-    table = Table(title="The chosen point, layer by layer", **_STYLE)
+    table = styled("The chosen point, layer by layer")
     for name in ("layer", "gets", "damage", "bytes"):
         table.add_column(
             name, justify="right" if name in ("damage", "bytes") else "left", overflow="fold"
@@ -180,7 +160,7 @@ def _layers(f: Front, p: Point) -> Table:
         recipe = recipes.get(literal(g.layers[0]))
         c = next(c for c in g.choices if c.recipe == recipe)
         names = ", ".join(name or "(model)" for name in g.layers)
-        table.add_row(escape(names), c.label, _short(c.damage), _size(c.bytes))
+        table.add_row(escape(names), c.label, _short(c.damage), size(c.bytes))
     return table
 
 
@@ -220,23 +200,6 @@ def _short(value: float) -> str:
     if math.isnan(value):
         return "–"
     return "0" if value == 0 else f"{value:.3g}".replace("-", "−")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} bytes" if unit == "bytes" else f"{count:.4g} {unit}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    unit, factor = next(
-        ((u, x) for u, x in (("µs", 1e6), ("ms", 1e3)) if value * x < 999.5), ("s", 1.0)
-    )
-    return f"{value * factor:.3g} {unit}"
 
 
 def _times(ratio: float) -> str:
