@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -231,3 +232,21 @@ def test_what_is_refused() -> None:
         quantize_to_spec(torch.tensor(1.0), int4())
     with pytest.raises(ValueError, match=r"x must be finite, got inf"):
         quantize_to_spec(torch.tensor([[1.0, torch.inf]]), int4())
+
+
+@pytest.mark.parametrize("columns", [1, 7, 64])
+def test_rows_taken_in_several_goes(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    x = torch.randn(37, columns, generator=torch.Generator().manual_seed(0))
+    for spec in (*specs(5), QuantSpec(bits=3, granularity=PerChannel(1)), QuantSpec()):
+        whole = quantize_to_spec(x, spec)
+        with monkeypatch.context() as patch:
+            patch.setattr("zeropoint.affine.BLOCK", 3 * columns + 1)
+            parts = quantize_to_spec(x, spec)
+        assert_same_bits(parts.int_repr(), whole.int_repr())
+        assert_same_bits(parts.scale, whole.scale)
+        assert_same_bits(parts.zero_point, whole.zero_point)
+        assert_same_bits(parts.dequantize(), whole.dequantize())
+    monkeypatch.setattr("zeropoint.affine.BLOCK", 3 * columns)
+    x[20, 0] = math.inf
+    with pytest.raises(ValueError, match=r"got inf \(first at index \(20, 0\)\)"):
+        quantize_to_spec(x, specs(5)[0])

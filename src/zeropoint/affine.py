@@ -290,6 +290,11 @@ def group_ranges(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return padded.amin(-1).clamp(max=0.0), padded.amax(-1).clamp(min=0.0)
 
 
+BLOCK = 1 << 22
+"""Entries of a matrix that :func:`quantize_to_spec` takes in one go where rows have scales of their
+own: the temporaries take some twenty bytes each."""
+
+
 def quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
     """Quantize ``x`` over its own range (minimum and maximum) by ``spec``.
 
@@ -304,9 +309,35 @@ def quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
     """
     _check_float("x", x)
     x = x.detach()
+    own_scales = isinstance(spec.granularity, PerGroup) or spec.granularity == PerChannel(0)
+    if x.ndim != 2 or x.numel() <= BLOCK or not own_scales:
+        _check_finite(x)
+        return _quantize_to_spec(x, spec)
+    rows = max(1, BLOCK // x.shape[1])
+    parts = []
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        _check_finite(block, start)
+        parts.append(_quantize_to_spec(block, spec))
+    first = parts[0]
+    layout = None if first._layout is None else first._layout._replace(shape=x.shape)
+    integers, scale, zero_point = (
+        torch.cat([getattr(q, key) for q in parts])
+        for key in ("_int_repr", "_scale", "_zero_point")
+    )
+    return QTensor._of(integers, scale, zero_point, first._axis, layout)
+
+
+def _check_finite(x: Tensor, row: int = 0) -> None:
+    """``row``: the number of its first one."""
     if not bool(x.isfinite().all()):
-        first = tuple((~x.isfinite()).nonzero()[0].tolist())
-        raise ValueError(f"x must be finite, got {x[first].item()} (first at index {first})")
+        first = (~x.isfinite()).nonzero()[0].tolist()
+        value = x[tuple(first)].item()
+        where = tuple([row + first[0], *first[1:]] if first else first)
+        raise ValueError(f"x must be finite, got {value} (first at index {where})")
+
+
+def _quantize_to_spec(x: Tensor, spec: QuantSpec) -> QTensor:
     if isinstance(spec.granularity, PerGroup):
         if not x.ndim:
             raise ValueError("x must have an axis to group, got a 0-d tensor")

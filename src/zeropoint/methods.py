@@ -8,23 +8,25 @@ get, errors of earlier layers included, as in GPTQ's paper. Where blocks hand on
 nothing else (:mod:`zeropoint.blocks`), each block runs by itself on the outputs of the last, twice
 for each batch; elsewhere the model runs from its start for each stage, up to it. Held at a time are
 one block's inputs and the sums of one stage's layers, ``in²`` float32 for each.
+
+What is finished can be put aside (:data:`Keep`), and need not be made again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from .affine import quantize_to_spec
 from .algorithms import InputStatistics, QuantizedWeight, needs_data, needs_gram, quantize_weight
 from .algorithms.bias_correction import correct_bias
-from .blocks import Chain, stages
+from .blocks import BlockInputs, Chain, stages
 from .calibrate import OBSERVERS, Call, Observer, calibrate, progress_bar
 from .input_transform import transform_input
 from .modules import QuantizedLinear
@@ -38,10 +40,10 @@ UNCALLED = "calibration never called it"
 
 @dataclass
 class Built:
-    """The layers that take the float ones' places.
+    """The layers that take the float ones' places, or those of a part of the model.
 
     Attributes:
-        layers: name → layer.
+        layers: name → layer, or table.
         tied: name → name of the layer whose integers it uses.
         done: name → what the methods did, in words.
         uncalled: names of layers that the data never reached.
@@ -53,6 +55,17 @@ class Built:
     uncalled: list[str] = field(default_factory=list)
 
 
+Keep: TypeAlias = Callable[[list[str], Callable[[], Built]], Built]
+"""Given the names of some layers and what makes them: the finished layers. It may put them where
+they take no memory, and it may know them from an earlier run, which has to have been the same up to
+there, and make nothing."""
+
+
+def make(names: list[str], made: Callable[[], Built]) -> Built:
+    """The :data:`Keep` that keeps nothing."""
+    return made()
+
+
 def build_layers(
     model: nn.Module,
     linears: dict[str, nn.Linear],
@@ -60,6 +73,7 @@ def build_layers(
     observers: dict[str, Observer],
     data: list[Any],
     progress: bool,
+    keep: Keep = make,
 ) -> Built:
     """Quantize the named layers. ``model`` runs, but is not changed.
 
@@ -70,15 +84,22 @@ def build_layers(
         observers: of static layers without a method that needs data: what saw their inputs.
         data: batches for the methods that need some; as :func:`zeropoint.calibrate.calibrate`.
         progress: show progress bars.
+        keep: what takes finished layers, block by block. Layers that run in place of float ones
+            are packed anew for each call then, since their packings would not be kept by it.
 
     Raises:
         TypeError, ValueError: as :func:`zeropoint.calibrate.calibrate`.
     """
-    builder = _Builder(linears, recipes)
+    builder = _Builder(linears, recipes, keep)
     waiting = [name for name, layer in recipes.items() if in_stages(layer)]
     ready = [name for name in recipes if name not in set(waiting)]
-    for name in progress_bar(ready, "quantizing", progress):
-        builder.add(name, None, observers.get(name))
+
+    def nearest(names: list[str]) -> None:
+        for name in names:
+            builder.add(name, None, observers.get(name))
+
+    for names in progress_bar(stages(ready, model).values(), "quantizing", progress):
+        builder.build(names, partial(nearest, names))
     if waiting:
         _Stages(model, builder, waiting, data).run(progress)
     return builder.built
@@ -92,17 +113,52 @@ def in_stages(layer: LayerRecipe) -> bool:
 class _Builder:
     """Makes layers one at a time, and keeps track of shared weights."""
 
-    def __init__(self, linears: dict[str, nn.Linear], recipes: dict[str, LayerRecipe]) -> None:
-        self.linears, self.recipes = linears, recipes
+    def __init__(
+        self, linears: dict[str, nn.Linear], recipes: dict[str, LayerRecipe], keep: Keep
+    ) -> None:
+        self.linears, self.recipes, self._keep = linears, recipes, keep
         self.built = Built()
+        self.part = Built()
+        """What is being made, and not yet taken over into ``built``."""
         self._users = Counter(id(linears[name].weight) for name in recipes)
         # The first layer of each shared Parameter, by spec and method; its integers serve others.
         self._first: dict[tuple[int, QuantSpec, tuple[str, ...]], tuple[str, QuantizedWeight]] = {}
 
+    @property
+    def keeps(self) -> bool:
+        """Whether finished layers are put somewhere."""
+        return self._keep is not make
+
+    def build(self, names: list[str], fill: Callable[[], None]) -> None:
+        """Take the layers that ``fill`` puts into ``part``, or those that were kept of an earlier
+        run."""
+
+        def made() -> Built:
+            self.part = Built()
+            fill()
+            return self.part
+
+        part = self._keep(names, made)
+        self.built.layers |= part.layers
+        self.built.tied |= part.tied
+        self.built.done |= part.done
+        self.built.uncalled += part.uncalled
+        for name, layer in part.layers.items():
+            if name in part.tied:
+                tie_weights(layer, self.built.layers[part.tied[name]])  # type: ignore[arg-type]
+            elif self._users[id(self.linears[name].weight)] > 1:
+                assert isinstance(layer, QuantizedLinear)
+                notes = (part.done[name],) if name in part.done else ()
+                held = layer.weight_qtensor(), layer.bias, layer.input_factor, layer.rotation
+                self._first[self._key(name)] = name, QuantizedWeight(*held, notes)
+
+    def _key(self, name: str) -> tuple[int, QuantSpec, tuple[str, ...]]:
+        recipe = self.recipes[name]
+        return id(self.linears[name].weight), recipe.weight, recipe.method
+
     def quantize(self, name: str, inputs: InputStatistics | None) -> QuantizedWeight:
         """The layer's integers, or those of the layer it shares its weight with."""
-        linear, recipe = self.linears[name], self.recipes[name]
-        key = (id(linear.weight), recipe.weight, recipe.method)
+        linear, recipe, key = self.linears[name], self.recipes[name], self._key(name)
         if key not in self._first:
             if not recipe.method:
                 made = QuantizedWeight(quantize_to_spec(linear.weight, recipe.weight), linear.bias)
@@ -117,7 +173,7 @@ class _Builder:
                 self._first[key] = name, made
             return made
         owner, made = self._first[key]
-        self.built.tied[name] = owner
+        self.part.tied[name] = owner
         bias: Tensor | None = linear.bias
         if bias is not None and inputs is not None and "bias-correction" in recipe.method:
             bias = correct_bias(bias.cpu(), linear.weight.cpu(), made.reals(), inputs.mean)
@@ -138,11 +194,13 @@ class _Builder:
             input_factor=made.input_factor,
             rotation=made.rotation,
         ).to(linear.weight.device)
-        if name in self.built.tied:
-            tie_weights(new, self.built.layers[self.built.tied[name]])  # type: ignore[arg-type]
-        self.built.layers[name] = new
+        if name in self.part.tied:
+            owner = self.part.tied[name]
+            to = self.part.layers.get(owner) or self.built.layers[owner]
+            tie_weights(new, to)  # type: ignore[arg-type]
+        self.part.layers[name] = new
         if made.notes:
-            self.built.done[name] = ", ".join(made.notes)
+            self.part.done[name] = ", ".join(made.notes)
         return new
 
 
@@ -190,26 +248,19 @@ class _Stages:
         self.model, self.builder = model, builder
         self.batches = _Batches(data)
         self.counting = {name: _Counting(self.batches) for name in names}
-        self.uncalled = builder.built.uncalled
 
     def run(self, progress: bool) -> None:
         """Quantize them all."""
         by_block, chain = self._survey(progress)
-        calls: list[Call] | None = None  # inputs of the block at hand, where it can run by itself
+        inputs = BlockInputs(chain, by_block, self.batches, progress)
         bar = progress_bar(by_block.items(), "quantizing by stages", progress)
-        with _stand_ins() as stand_in, bar:
-            followers = dict(pairwise(by_block))
+        with _stand_ins(self.builder.keeps) as stand_in, bar:
             for block, names in bar:
                 bar.set_postfix_str(block)
-                follows = block in followers and chain.after(block) == followers[block]
-                if calls is None and follows:
-                    calls = chain.inputs(block, self.batches)
-                self._stage(names, None if calls is None else (block, chain, calls))
+                self.builder.build(names, partial(self._stage, block, names, inputs))
                 for name in names:
                     if name in self.builder.built.layers:
                         stand_in(self.builder.linears[name], self.builder.built.layers[name])
-                if calls is not None:
-                    calls = chain.advance(block, calls) if follows else None
 
     def _survey(self, progress: bool) -> tuple[dict[str, list[str]], Chain]:
         """Run the float model once: which layers are called, when, and what blocks hand on."""
@@ -231,7 +282,7 @@ class _Stages:
         with chain.watching():
             calibrate(self.model, self.counting, self.batches, progress, note)
         chain.verify()
-        self.uncalled += [name for name in self.counting if name not in order]
+        self.builder.built.uncalled += [name for name in self.counting if name not in order]
         return stages(order, self.model), chain
 
     def _show(self, watching: dict[str, Any], alone: tuple[str, Chain, list[Call]] | None) -> None:
@@ -256,8 +307,11 @@ class _Stages:
 
         calibrate(self.model, watching, self.batches, False, enough)
 
-    def _stage(self, names: list[str], alone: tuple[str, Chain, list[Call]] | None) -> None:
+    def _stage(self, block: str, names: list[str], block_inputs: BlockInputs) -> None:
+        calls = block_inputs.of(block)
+        alone = None if calls is None else (block, block_inputs.chain, calls)
         recipes, linears = self.builder.recipes, self.builder.linears
+        uncalled = self.builder.part.uncalled
         inputs = {
             n: InputStatistics(linears[n].in_features, needs_gram(recipes[n].method))
             for n in names
@@ -267,7 +321,7 @@ class _Stages:
         made = {}
         for name in names:
             if name in inputs and inputs[name].is_empty:
-                self.uncalled.append(name)
+                uncalled.append(name)
             else:
                 made[name] = self.builder.quantize(name, inputs.pop(name, None))
         static = [name for name in made if recipes[name].mode == "static"]
@@ -276,19 +330,27 @@ class _Stages:
         for name, weight in made.items():
             observer = observers.get(name)
             if observer is not None and observer.is_empty:
-                self.uncalled.append(name)
+                uncalled.append(name)
             else:
                 self.builder.add(name, weight, observer)
 
 
 @contextmanager
-def _stand_ins() -> Iterator[Any]:
+def _stand_ins(pack_each_time: bool) -> Iterator[Any]:
     """Lets quantized layers compute in place of float ones; afterwards the model is as it was."""
     replaced: list[nn.Linear] = []
 
-    def stand_in(linear: nn.Linear, layer: nn.Module) -> None:
+    def stand_in(linear: nn.Linear, layer: QuantizedLinear) -> None:
+        def forward(input: Tensor) -> Any:
+            try:
+                return layer.forward(input)
+            finally:
+                layer._cache = None  # and with it the packing
+
         replaced.append(linear)
-        linear.forward = layer.forward  # type: ignore[method-assign]
+        linear.forward = (  # type: ignore[method-assign]
+            forward if pack_each_time else layer.forward  # type: ignore[assignment]
+        )
 
     try:
         yield stand_in

@@ -8,16 +8,18 @@ Which layer gets what is a :class:`Recipe`; what was done, and what was left and
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from .affine import BLOCK
 from .algorithms import needs_data
 from .calibrate import OBSERVERS, calibrate, check_batches
 from .embedding import QuantizedEmbedding
-from .methods import UNCALLED, build_layers, in_stages
+from .methods import UNCALLED, Built, Keep, build_layers, in_stages, make
 from .modules import QuantizedLinear
 from .plan import MODES, Plan
 from .recipes import (
@@ -161,6 +163,23 @@ def quantize(
     >>> quantized.quantization.left
     {'2': "excluded by '2'"}
     """
+    return quantize_and_keep(
+        model, recipe, plan, calibration, include, exclude, inplace, progress, make
+    )
+
+
+def quantize_and_keep(
+    model: nn.Module,
+    recipe: str | Recipe | LayerRecipe | None,
+    plan: Plan | None,
+    calibration: Iterable[Any] | None,
+    include: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None,
+    inplace: bool,
+    progress: bool,
+    keep: Keep,
+) -> nn.Module:
+    """:func:`quantize`, with finished layers given to ``keep``."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if plan is not None:
@@ -189,14 +208,14 @@ def quantize(
             if observer.is_empty:
                 selection.leave(name, UNCALLED)
         selection.leave_broken_ties()
-    built = build_layers(model, selection.layers, selection.chosen, observers, data, progress)
+    built = build_layers(model, selection.layers, selection.chosen, observers, data, progress, keep)
     for name in built.uncalled:
         selection.leave(name, UNCALLED)
     if built.uncalled:
         selection.leave_broken_ties()
     kept = selection.chosen
     replacements = {name: layer for name, layer in built.layers.items() if name in kept}
-    tables = _build_tables(selection, replacements, built.tied)
+    tables = _build_tables(selection, replacements, built.tied, keep)
     summary = QuantizationSummary(
         quantized=before | kept,
         left=selection.left_in_order(),
@@ -208,7 +227,7 @@ def quantize(
         embeddings_left=selection.tables_left(),
     )
     if not summary.quantized and not summary.embeddings and recipe != Recipe(None):
-        warnings.warn(f"nothing was quantized\n{summary}", UserWarning, stacklevel=2)
+        warnings.warn(f"nothing was quantized\n{summary}", UserWarning, stacklevel=3)
     result = replace_modules(model, replacements | tables, inplace=inplace)
     result.quantization = summary  # type: ignore[assignment]
     return result
@@ -238,7 +257,8 @@ def _choose(
     weights = {name: selection.layers[name].weight for name in selection.chosen}
     weights |= {name: selection.embeddings[name].weight for name in selection.tables}
     for name, weight in weights.items():
-        if not bool(weight.isfinite().all()):
+        rows = max(1, BLOCK // max(1, weight.shape[-1]))  # as the check takes memory too
+        if not all(bool(part.isfinite().all()) for part in weight.detach().split(rows)):
             raise ValueError(f"layer {name!r}: its weight holds NaN or Inf")
     return selection, tuple(p for p, _ in recipe.overrides if p not in decided_by)
 
@@ -249,7 +269,7 @@ def _share_integers(layer: LayerRecipe, table: QuantSpec) -> bool:
 
 
 def _build_tables(
-    selection: Selection, linears: dict[str, nn.Module], tied: dict[str, str]
+    selection: Selection, linears: dict[str, nn.Module], tied: dict[str, str], keep: Keep
 ) -> dict[str, nn.Module]:
     """The embeddings' replacements. Those that share a weight with a layer or with each other share
     its integers, and are noted in ``tied``."""
@@ -262,7 +282,8 @@ def _build_tables(
         embedding = selection.embeddings[name]
         owner = owners.setdefault(id(embedding.weight), name)
         if owner == name:
-            built[name] = QuantizedEmbedding.from_embedding(embedding, spec)
+            made = partial(QuantizedEmbedding.from_embedding, embedding, spec)
+            built |= keep([name], partial(_as_built, name, made)).layers
             continue
         to, (rows, columns) = built[owner], embedding.weight.shape
         built[name] = QuantizedEmbedding(
@@ -278,6 +299,10 @@ def _build_tables(
         tie_weights(built[name], to)
         tied[name] = owner
     return {name: built[name] for name in selection.tables}
+
+
+def _as_built(name: str, made: Callable[[], nn.Module]) -> Built:
+    return Built({name: made()})
 
 
 def _check_calibration(chosen: dict[str, LayerRecipe], calibration: Any) -> None:
