@@ -25,19 +25,22 @@ def _core() -> Any:
 
 
 def _int4(case: Case) -> Any:
-    """The pattern that OpenVINO knows compressed weights by."""
+    """The pattern that OpenVINO knows compressed weights by, signed, without a zero point.
+
+    With one as floats it would not quantize the activations, and take twice as long.
+    """
     import openvino
     from openvino import opset13 as op
 
     n, k = case.weight.shape
-    pairs = (case.codes[:, ::2] | case.codes[:, 1::2] << 4).contiguous().numpy().reshape(-1)
-    shape = openvino.Shape([n, k // GROUP, GROUP])
+    codes = case.codes - CODE_ZERO & 15  # two's complement
+    pairs = (codes[:, ::2] | codes[:, 1::2] << 4).contiguous().numpy().reshape(-1)
     # A constant shares the memory of its tensor, which lives as long as the case.
-    case.shared["openvino int4"] = pairs
-    codes = op.constant(openvino.Tensor(pairs, shape, openvino.Type.u4))
-    zero = op.constant(np.full((n, k // GROUP, 1), CODE_ZERO, np.float16))
+    pairs = case.shared.setdefault("openvino int4", pairs)
+    shape = openvino.Shape([n, k // GROUP, GROUP])
+    integers = op.constant(openvino.Tensor(pairs, shape, openvino.Type.i4))
     scale = op.constant(case.group_scale[..., None].half().numpy())
-    groups = op.multiply(op.subtract(op.convert(codes, np.float16), zero), scale)
+    groups = op.multiply(op.convert(integers, np.float16), scale)
     size = op.constant(np.array([n, k], np.int64))
     return op.convert(op.reshape(groups, size, False), np.float32)
 
