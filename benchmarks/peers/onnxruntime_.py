@@ -122,7 +122,10 @@ def _static(case: Case, rows: int, integers: bool) -> Layer:
 
 
 def _nbits(case: Case, rows: int, level: int) -> Layer:
-    """``MatMulNBits``: with level 4 activations are quantized by blocks, with 0 they are not."""
+    """``MatMulNBits``: with level 4 activations are quantized by blocks, with 0 they are not.
+
+    1, 2 and 3 take the way of 0 where inputs are float32.
+    """
     n, k = case.weight.shape
     pairs = (case.codes[:, 1::2] << 4 | case.codes[:, ::2]).reshape(n, k // GROUP, GROUP // 2)
     constants: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .common import (
+    CODE_ZERO,
     INPUT_SCALE,
     INPUT_ZERO,
     OUTPUT_ZERO,
@@ -60,9 +61,19 @@ def _static(case: Case, rows: int, dtype: torch.dtype) -> Layer:
     )
 
 
+def _int4(case: Case, rows: int) -> Layer:
+    """It takes bfloat16 inputs only."""
+    ops = _ops()
+    packed = ops.zentorch_woq_repack_weight(case.codes.to(torch.int8) - CODE_ZERO).t()
+    scale, bias = case.group_scale.t().contiguous(), case.bias.bfloat16()
+    run = ops.zentorch_woq_linear
+    return Layer(lambda x: run(x, packed, scale, None, bias), lambda x: x.bfloat16())
+
+
 PEERS = [
     Peer("zentorch", "bfloat16", _bfloat16),
     Peer("zentorch", "int8 static u8→u8", partial(_static, dtype=torch.uint8)),
     Peer("zentorch", "int8 static u8→f32", partial(_static, dtype=torch.float32)),
     Peer("zentorch", "int8 dynamic", _dynamic),
+    Peer("zentorch", "int4 weight-only bf16", _int4),
 ]
