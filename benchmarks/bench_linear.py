@@ -8,6 +8,9 @@ timed; what counts are ratios of medians. The complete table, written to docs/::
 
 A run that was broken off goes on where it stopped. ``--quick`` times a few shapes only. Close other
 programs first: rows that were disturbed are marked.
+
+The others, as far as wanted: ``pip install --no-deps onnx onnxruntime openvino torchao zentorch``;
+llama.cpp is compiled for the CPU it runs on, see peers/llamacpp_.py.
 """
 
 from __future__ import annotations
@@ -53,7 +56,12 @@ QUICK = {(768, 768): (1, 4, 128), (768, 3072): (16,), (4096, 4096): (1, 128)}
 COLD_SHAPES, COLD_ROWS = SHAPES[-2:], (1, 4, 16)
 THREADS = (1, 2)
 VERSION = 1
-DISTRIBUTIONS = ("zeropoint", "torch", "numpy", "onnxruntime", "openvino", "torchao", "zentorch")
+BEHIND = 50.0
+"""A peer so many times slower than the best is not tried with more rows in long calls."""
+DISTRIBUTIONS = (
+    *("zeropoint", "torch", "numpy", "onnxruntime", "openvino", "torchao", "zentorch"),
+    "llama-cpp-python",
+)
 
 
 @dataclass(frozen=True)
@@ -283,6 +291,7 @@ def _block(
     )
     prepared: dict[tuple[str, str], peers.Layer] = {}
     slowness: dict[tuple[str, str], float] = {}  # seconds a row
+    behind: dict[tuple[str, str], float] = {}  # seconds of the best, times this
     precisions = list(dict.fromkeys(p.precision for p in contenders))
     for done, m in enumerate(block.rows):
         # What preparation takes is not the fault of these rows: those that follow share it.
@@ -297,6 +306,9 @@ def _block(
                 key = (peer.name, precision)
                 if slowness.get(key, 0.0) * m > arguments.longest:
                     left[peer.name] = f"slow: {slowness[key] * m:.1f} s a call, about"
+                    continue
+                if behind.get(key, 0.0) > BEHIND and slowness[key] * m > DISTURBED:
+                    left[peer.name] = f"slow: {behind[key]:.0f} times the best at fewer rows"
                     continue
                 ready = _ready(peer, case, m, x, expected, prepared)
                 if isinstance(ready, str):
@@ -319,6 +331,9 @@ def _block(
                 seconds = min(max(slot - settle * ROUNDS, 0.01), 1.0)
                 times = in_turn(calls, estimates, seconds, settle=settle, rest=rest)
             spent += time.monotonic() - started
+            for name, took in estimates.items():
+                slowness[name, precision] = took / m
+                behind[name, precision] = took / min(estimates.values())
             for name, t in times.items():
                 entries[name] = t.to_dict() | entries[name]
             results.append(

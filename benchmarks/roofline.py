@@ -14,8 +14,8 @@ import peers
 from zeropoint.atomic import write_text
 from zeropoint.limits import Limits
 
-LIBRARIES = ("torch", "ONNX Runtime", "OpenVINO", "torchao", "zentorch")
-MARKERS = dict(zip((peers.OURS, *LIBRARIES), ("o", "s", "^", "v", "D", "x"), strict=True))
+LIBRARIES = ("torch", "ONNX Runtime", "OpenVINO", "torchao", "zentorch", "llama.cpp")
+MARKERS = dict(zip((peers.OURS, *LIBRARIES), ("o", "s", "^", "v", "D", "x", "P"), strict=True))
 PANELS = {
     "float32": ("float32",),
     "bfloat16": ("bfloat16",),

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import linear_report
 import linear_timing
 import peers
 import roofline
+from peers import ggml
 
 ARGUMENTS = ["--shapes", "64x96", "--rows", "1", "3", "--threads", "1", "--budget", "0.01"]
 
@@ -45,7 +47,7 @@ QUICK = [p for p in CASES if not p.slow]
 @pytest.mark.parametrize("peer", QUICK, ids=lambda p: f"{p.name}, {p.precision}")
 def test_adapter_computes_the_layer(peer: peers.Peer) -> None:
     generator = torch.Generator().manual_seed(0)
-    k, n = 128, 96
+    k, n = 256, 96
     case = peers.Case(
         torch.randn(n, k, generator=generator) / k**0.5, torch.randn(n, generator=generator), 1
     )
@@ -58,6 +60,59 @@ def test_adapter_computes_the_layer(peer: peers.Peer) -> None:
         if isinstance(ready, str) and not ready.startswith("wrong"):
             pytest.skip(ready)
         assert not isinstance(ready, str), ready
+
+
+@pytest.mark.parametrize("buffer", ["CPU", "CPU_REPACK", "AMX"])
+def test_llama_cpp_multiplies_by_its_own_weights(buffer: str) -> None:
+    """Nearer to the quantized weights than those are to the floats, which all adapters must be."""
+    gguf = pytest.importorskip("gguf")
+    reason = peers.llamacpp_.missing() or ggml.unusable(buffer)
+    if reason:
+        pytest.skip(reason)
+    n, k = 96, 256
+    case = peers.Case(torch.randn(n, k), torch.randn(n), 1)
+    for kind in ("Q4_0", "Q4_K"):
+        quantized = ggml.quantize(case.weight.numpy(), kind)
+        weight = gguf.dequantize(quantized, gguf.GGMLQuantizationType[kind])
+        layer = peers.llamacpp_._layer(case, 1, kind, buffer)
+        for m in (1, 40):
+            x = torch.randn(m, k)
+            y = layer.floats(layer.run(layer.convert(x)))
+            expected = F.linear(x, torch.from_numpy(weight), case.bias)
+            assert float((y - expected).norm() / expected.norm()) < 0.02
+
+
+def test_peer_that_ends_its_process_is_left_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "another_build.py"
+    program.write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    monkeypatch.setattr(ggml, "__file__", str(program))
+    ggml.unusable.cache_clear()
+    assert "signal 4" in str(ggml.unusable(ggml.AMX))
+    program.write_text("raise ValueError('no such buffer')")
+    ggml.unusable.cache_clear()
+    assert ggml.unusable(ggml.AMX) == "ValueError: no such buffer"
+    ggml.unusable.cache_clear()
+
+
+def test_peer_far_behind_is_not_tried_with_more_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def prepare(case: peers.Case, rows: int) -> peers.Layer:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.03 * len(x))
+            return F.linear(x, case.weight, case.bias)
+
+        return peers.Layer(run)
+
+    snail = peers.Peer("snail", "float32", prepare)
+    monkeypatch.setattr(peers.torch_, "PEERS", [snail])
+    result = run(monkeypatch, tmp_path, "--precisions", "float32")
+    first, second = result["rows"]
+    assert "snail" in first["entries"]
+    assert "snail" not in second["entries"]
+    assert "times the best at fewer rows" in second["left"]["snail"]
 
 
 def test_wrong_result_is_not_timed() -> None:
@@ -237,3 +292,4 @@ def test_intensity_counts_weights_inputs_and_outputs() -> None:
     )
     assert roofline.library("torch fbgemm") == "torch"
     assert roofline.library("torchao compiled") == "torchao"
+    assert roofline.library("llama.cpp Q4_0 AMX") == "llama.cpp"

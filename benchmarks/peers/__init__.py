@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import onnxruntime_, openvino_, ours, torch_, torchao_, zentorch_
+from . import llamacpp_, onnxruntime_, openvino_, ours, torch_, torchao_, zentorch_
 from .common import PRECISIONS, Case, Layer, Peer, Precision
 
 MODULES: dict[str, ModuleType] = {
@@ -16,6 +16,7 @@ MODULES: dict[str, ModuleType] = {
     "torch": torch_,
     "onnxruntime": onnxruntime_,
     "openvino": openvino_,
+    "llamacpp": llamacpp_,
     "torchao": torchao_,
     "zentorch": zentorch_,
 }

@@ -142,12 +142,8 @@ PEERS = [
     ),
     Peer("torch int8pack_mm", "int8 weight-only f32", partial(_int8pack, dtype=torch.float32)),
     Peer("torch int8pack_mm", "int8 weight-only bf16", partial(_int8pack, dtype=torch.bfloat16)),
-    Peer("torch dyn_quant_matmul_4bit", "int4 dynamic", _dyn_quant, slow=True),
-    Peer(
-        "torch int4pack_mm",
-        "int4 weight-only f32",
-        partial(_int4pack, dtype=torch.float32),
-        slow=True,
-    ),
+    # Plain loops on x86: the kernels behind these two are for ARM, and for bfloat16.
+    Peer("torch dyn_quant_matmul_4bit", "int4 dynamic", _dyn_quant),
+    Peer("torch int4pack_mm", "int4 weight-only f32", partial(_int4pack, dtype=torch.float32)),
     Peer("torch int4pack_mm", "int4 weight-only bf16", partial(_int4pack, dtype=torch.bfloat16)),
 ]
