@@ -57,7 +57,8 @@ COLD_SHAPES, COLD_ROWS = SHAPES[-2:], (1, 4, 16)
 THREADS = (1, 2)
 VERSION = 1
 BEHIND = 50.0
-"""A peer so many times slower than the best is not tried with more rows in long calls."""
+"""A peer that was so many times slower than the best for two numbers of rows is not tried with more
+in long calls."""
 DISTRIBUTIONS = (
     *("zeropoint", "torch", "numpy", "onnxruntime", "openvino", "torchao", "zentorch"),
     "llama-cpp-python",
@@ -291,7 +292,7 @@ def _block(
     )
     prepared: dict[tuple[str, str], peers.Layer] = {}
     slowness: dict[tuple[str, str], float] = {}  # seconds a row
-    behind: dict[tuple[str, str], float] = {}  # seconds of the best, times this
+    behind: dict[tuple[str, str], int] = {}  # for how many numbers of rows in succession
     precisions = list(dict.fromkeys(p.precision for p in contenders))
     for done, m in enumerate(block.rows):
         # What preparation takes is not the fault of these rows: those that follow share it.
@@ -307,8 +308,8 @@ def _block(
                 if slowness.get(key, 0.0) * m > arguments.longest:
                     left[peer.name] = f"slow: {slowness[key] * m:.1f} s a call, about"
                     continue
-                if behind.get(key, 0.0) > BEHIND and slowness[key] * m > DISTURBED:
-                    left[peer.name] = f"slow: {behind[key]:.0f} times the best at fewer rows"
+                if behind.get(key, 0) > 1 and slowness[key] * m > DISTURBED:
+                    left[peer.name] = f"slow: more than {BEHIND:.0f} times the best with fewer rows"
                     continue
                 ready = _ready(peer, case, m, x, expected, prepared)
                 if isinstance(ready, str):
@@ -331,9 +332,12 @@ def _block(
                 seconds = min(max(slot - settle * ROUNDS, 0.01), 1.0)
                 times = in_turn(calls, estimates, seconds, settle=settle, rest=rest)
             spent += time.monotonic() - started
+            others = foreign.share()
+            trusted = 0.0 if linear_report.disturbed(others) else min(estimates.values(), default=0)
             for name, took in estimates.items():
-                slowness[name, precision] = took / m
-                behind[name, precision] = took / min(estimates.values())
+                key = (name, precision)
+                slowness[key] = took / m
+                behind[key] = behind.get(key, 0) + 1 if 0 < BEHIND * trusted < took else 0
             for name, t in times.items():
                 entries[name] = t.to_dict() | entries[name]
             results.append(
@@ -346,7 +350,7 @@ def _block(
                     "precision": precision,
                     "entries": entries,
                     "left": left,
-                    **foreign.share(),
+                    **others,
                 }
             )
         yield results

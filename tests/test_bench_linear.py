@@ -96,9 +96,12 @@ def test_peer_that_ends_its_process_is_left_with_a_reason(
     ggml.unusable.cache_clear()
 
 
+@pytest.mark.parametrize("foreign", [0.0, 0.5])
 def test_peer_far_behind_is_not_tried_with_more_rows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, foreign: float
 ) -> None:
+    """Unless others had the CPU: then nobody knows whose fault it was."""
+
     def prepare(case: peers.Case, rows: int) -> peers.Layer:
         def run(x: torch.Tensor) -> torch.Tensor:
             time.sleep(0.03 * len(x))
@@ -108,11 +111,13 @@ def test_peer_far_behind_is_not_tried_with_more_rows(
 
     snail = peers.Peer("snail", "float32", prepare)
     monkeypatch.setattr(peers.torch_, "PEERS", [snail])
-    result = run(monkeypatch, tmp_path, "--precisions", "float32")
-    first, second = result["rows"]
-    assert "snail" in first["entries"]
-    assert "snail" not in second["entries"]
-    assert "times the best at fewer rows" in second["left"]["snail"]
+    share = {"foreign": foreign, "steal": 0.0}
+    monkeypatch.setattr(linear_timing.Foreign, "share", lambda self: share)
+    result = run(monkeypatch, tmp_path, "--precisions", "float32", "--rows", "1", "2", "3")
+    tried = ["snail" in row["entries"] for row in result["rows"]]
+    assert tried == [True, True, foreign > 0]
+    if not foreign:
+        assert "50 times the best" in result["rows"][2]["left"]["snail"]
 
 
 def test_wrong_result_is_not_timed() -> None:
