@@ -369,14 +369,6 @@ def test_model_quantized_elsewhere(bert: Path, tmp_path: Path) -> None:
     assert sha256(plan(TOKENS).logits) == sha256(again(TOKENS).logits)
 
 
-def test_embedding_tables_of_integers_are_refused(tied_llama: Path) -> None:
-    recipe = Recipe(LayerRecipe("dynamic"), embeddings=zeropoint.WEIGHT_INT8)
-    with pytest.raises(ValueError, match=r"embed_tokens.*QuantizedEmbedding cannot be saved"):
-        AutoModelForCausalLM.from_pretrained(
-            tied_llama, quantization_config=ZeropointConfig(recipe)
-        )
-
-
 def test_what_cannot_be_saved(bert: Path, tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(bert)
     with pytest.raises(ValueError, match="no quantized layers"):

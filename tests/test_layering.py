@@ -73,7 +73,7 @@ SHARED = {
         *("inert_pickle", "rescue_report", "torch_archive", "torch_modules"),
         *("torch_parity", "torch_state"),
     ),
-    "integrations": ("layer_table",),
+    "integrations": ("layer_table", "transformers_config"),
 }
 # Not layers: the public names, and the compiled core, which kernels alone may load.
 PUBLIC, CORE = "__init__", "_core"

@@ -141,7 +141,7 @@ def _plan(model: nn.Module, path: Path, header: Header) -> _Plan:
                     path, "the model uses this layer under another name, the file differs", layer
                 )
             continue
-        _check_layer(path, layer, info, old)
+        check_layer(path, layer, info, old)
         if isinstance(old, _QUANTIZED) and info_of(old) == info:
             fitted[id(old)] = old
             continue
@@ -173,7 +173,12 @@ def _plan(model: nn.Module, path: Path, header: Header) -> _Plan:
     return plan
 
 
-def _check_layer(path: Path, layer: str, info: AnyInfo, old: nn.Module) -> None:
+def check_layer(path: Path, layer: str, info: AnyInfo, old: nn.Module) -> None:
+    """Refuse a layer of the model that cannot become what the file says.
+
+    Raises:
+        CheckpointError: of another kind or size, or more than its parameters.
+    """
     if isinstance(info, EmbeddingInfo):
         _check_table(path, layer, info, old)
         return

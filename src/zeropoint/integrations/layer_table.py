@@ -4,17 +4,26 @@ and kept from what transformers does to weights."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
-from ..formats.container import CheckpointError
-from ..formats.header import LayerInfo
+from ..embedding import QuantizedEmbedding
+from ..formats.embedding_info import EmbeddingInfo
+from ..formats.header import AnyInfo, info_of
+from ..formats.loading import check_layer
 from ..modules import QuantizedLinear
 from ..packed_linear import PackedLinear
+
+OURS = (QuantizedLinear, QuantizedEmbedding)
+"""Layers that these folders hold."""
+
+SHARED = ("weight", "scale", "zero_point", "input_factor")
+"""What layers of one weight share, of what they have."""
 
 
 def table(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
@@ -27,19 +36,41 @@ def table(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
             raise ValueError(
                 f"layer {name!r} is packed; zeropoint.unpack_model gives back what can be saved"
             )
-        if type(module) is not QuantizedLinear:
+        if type(module) not in OURS:
             weight = module._buffers.get("weight")
             if weight is not None and not weight.is_floating_point():
                 raise ValueError(
                     f"layer {name!r}: a {type(module).__name__} cannot be saved in a transformers "
-                    "folder, only QuantizedLinear"
+                    "folder, only QuantizedLinear and QuantizedEmbedding"
                 )
             continue
-        layers[name] = LayerInfo.of(module).to_dict()
-        owner, identity = first.setdefault(module.weight.data_ptr(), (name, id(module)))
+        info, weight = info_of(module), module._buffers["weight"]
+        assert info is not None
+        assert weight is not None
+        layers[name] = info.to_dict()
+        owner, identity = first.setdefault(weight.data_ptr(), (name, id(module)))
         if identity != id(module):
             tied[name] = owner
     return layers, tied
+
+
+def shared_buffers(layer: nn.Module) -> dict[str, Tensor]:
+    """What a layer holds of it."""
+    return {key: b for key in SHARED if (b := layer._buffers.get(key)) is not None}
+
+
+def kind_of_weight(layer: Any) -> tuple[Any, ...]:
+    """Equal for layers that can share one."""
+    shapes = {key: (b.shape, b.dtype) for key, b in shared_buffers(layer).items()}
+    return shapes, layer.bits, layer.group_size, getattr(layer, "rotation", 1)
+
+
+def is_found_by_tie(model: PreTrainedModel, name: str, tied: dict[str, str]) -> bool:
+    """Whether a folder need not hold a tied layer's integers, since it holds those of another,
+    which whoever loads the folder loads as well: with a head, or without it."""
+    owner = tied.get(name)
+    base = model.base_model_prefix
+    return owner is not None and (not hasattr(model, base) or owner.startswith(f"{base}."))
 
 
 def detach(model: PreTrainedModel) -> None:
@@ -56,19 +87,27 @@ def detach(model: PreTrainedModel) -> None:
 
 
 def forget_ties(model: PreTrainedModel) -> None:
-    layers = {
-        n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, QuantizedLinear)
-    }
+    """Forget the ties of quantized layers, so that transformers neither makes nor breaks them.
+
+    Where only one side of a tie is quantized, or the sides hold other integers, the config no
+    longer says that embeddings are tied."""
+    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, OURS)}
     ties: dict[str, str] = model.all_tied_weights_keys
     for target, source in list(ties.items()):
-        ours = [name.rpartition(".")[0] in layers for name in (target, source)]
-        if not any(ours):
+        ours = [layers.get(name.rpartition(".")[0]) for name in (target, source)]
+        if ours == [None, None]:
             continue
         del ties[target]
-        if not all(ours):  # a head with integers of its own, an embedding in floats
+        one, other = ours
+        if one is None or other is None or not _share(one.weight, other.weight):
             for module in model.modules():
                 if isinstance(module, PreTrainedModel):
                     module.config.tie_word_embeddings = False
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    # Not filled yet, as the config is that of the folder, which says what they will be.
+    return one.is_meta or other.is_meta or one.data_ptr() == other.data_ptr()
 
 
 def in_table(name: str, table: dict[str, Any], prefix: str) -> str | None:
@@ -80,30 +119,30 @@ def in_table(name: str, table: dict[str, Any], prefix: str) -> str | None:
     return None
 
 
-def check_fits(path: Path, name: str, info: LayerInfo, module: nn.Module) -> None:
-    if not isinstance(module, nn.Linear):
-        raise CheckpointError(
-            path, f"a quantized Linear, but the model has a {type(module).__name__} there", name
-        )
-    got = (*module.weight.shape, module.bias is not None)
-    expected = (info.out_features, info.in_features, info.bias)
-    if got != expected:
-        raise CheckpointError(
-            path,
-            f"out_features, in_features, bias: {expected} in config.json, {got} in the model",
-            name,
-        )
+def fitting(path: Path, name: str, info: AnyInfo, module: nn.Module) -> AnyInfo:
+    """The entry as it is for this module of the model. Rows of a table come out in the dtype that
+    the model is loaded in, as those of a float table do.
+
+    Raises:
+        CheckpointError: it can be no entry of this module.
+    """
+    if isinstance(info, EmbeddingInfo) and isinstance(module, nn.Embedding):
+        info = replace(info, dtype=str(module.weight.dtype).removeprefix("torch."))
+    check_layer(path, name, info, module)
+    return info
 
 
-def inside(model: nn.Module, modules: Iterable[str]) -> list[str]:
-    """The Linear layers that are or lie in modules of these names, or of names that end so."""
-    linears = [
-        n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)
-    ]
+def inside(
+    model: nn.Module, modules: Iterable[str], kinds: tuple[type[nn.Module], ...]
+) -> list[str]:
+    """The layers of these kinds that are or lie in modules of these names, or of names that end
+    so."""
+    layers = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, kinds)]
     result: list[str] = []
     for module in modules:
-        found = [name for name in linears if f".{module}." in f".{name}."]
+        found = [name for name in layers if f".{module}." in f".{name}."]
         if not found:
-            raise ValueError(f"modules_to_not_convert: no Linear layer is in a module {module!r}")
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"modules_to_not_convert: no {names} layer is in a module {module!r}")
         result += found
     return result

@@ -12,31 +12,38 @@ name. To it integers are weights like any other: it is the shape that stops it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..embedding import QuantizedEmbedding
 from ..formats.container import CheckpointError
-from ..formats.header import VERSIONS, LayerInfo, qualified
+from ..formats.header import VERSIONS, AnyInfo, info_from_dict, info_of, qualified
 from ..formats.values import check_values
-from ..modules import QuantizedLinear
 from ..quantize import quantize
-from ..recipes import LayerRecipe, Recipe, get_recipe
 from ..replace import replace_modules, tie_weights
 
 try:
     from transformers import PreTrainedModel
-    from transformers.quantizers import (
-        HfQuantizer,
-        register_quantization_config,
-        register_quantizer,
-    )
-    from transformers.utils.quantization_config import QuantizationConfigMixin
+    from transformers.quantizers import HfQuantizer, register_quantizer
 
-    from .layer_table import check_fits, detach, forget_ties, in_table, inside, table
+    from .layer_table import (
+        OURS,
+        SHARED,
+        detach,
+        fitting,
+        forget_ties,
+        in_table,
+        inside,
+        is_found_by_tie,
+        kind_of_weight,
+        shared_buffers,
+        table,
+    )
+    from .transformers_config import METHOD, ZeropointConfig
 except ImportError as error:
     raise ImportError(
         f"zeropoint.integrations.transformers needs transformers 5 or newer ({error}); "
@@ -44,111 +51,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["ZeropointConfig", "make_savable"]
-
-METHOD = "zeropoint"
-"""``quant_method`` in ``config.json``."""
-
-_VERSION = "1"
-_NOTE = (
-    "Weights of quantized layers are integers with a last axis of length 1. Import "
-    "zeropoint.integrations.transformers before loading."
-)
-
-
-@register_quantization_config(METHOD)
-class ZeropointConfig(QuantizationConfigMixin):
-    """How ``from_pretrained`` quantizes a model, and in a saved folder what it was quantized to.
-
-    Args:
-        recipe: as :func:`zeropoint.quantize` takes it: a name, a :class:`zeropoint.Recipe`, a
-            :class:`zeropoint.LayerRecipe`, or one of the latter two as their ``to_dict`` gives
-            them.
-        include: glob patterns of the layers to consider; default all.
-        exclude: glob patterns of layers to leave float. ``*`` also matches dots.
-        modules_to_not_convert: the same in transformers' manner: names of modules, whole or their
-            last parts (``"lm_head"``, ``"layers.0"``), that stay float with all inside them.
-        calibration: sample batches, for recipes that need them. They are not saved.
-
-    Raises:
-        TypeError, ValueError: no recipe, or patterns that are not strings.
-
-    >>> ZeropointConfig("int4", exclude="lm_head").to_dict()["exclude"]
-    ['lm_head']
-    """
-
-    def __init__(
-        self,
-        recipe: str | Recipe | LayerRecipe | dict[str, Any] | None = "int8-dynamic",
-        *,
-        include: str | Iterable[str] | None = None,
-        exclude: str | Iterable[str] | None = None,
-        modules_to_not_convert: str | Iterable[str] | None = None,
-        calibration: Iterable[Any] | None = None,
-    ) -> None:
-        self.quant_method: Any = METHOD
-        if isinstance(recipe, dict):
-            kind = Recipe if "default" in recipe else LayerRecipe
-            recipe = kind.from_dict(recipe)
-        self.recipe = None if recipe is None else get_recipe(recipe)
-        self.include = _strings("include", include)
-        self.exclude = _strings("exclude", exclude)
-        self.modules_to_not_convert = _strings("modules_to_not_convert", modules_to_not_convert)
-        self.calibration = calibration
-        self.layers: dict[str, Any] | None = None
-        self.tied: dict[str, str] = {}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types, all but the calibration data."""
-        result: dict[str, Any] = {
-            "quant_method": METHOD,
-            "version": _VERSION,
-            "recipe": None if self.recipe is None else self.recipe.to_dict(),
-            "include": self.include,
-            "exclude": self.exclude,
-            "modules_to_not_convert": self.modules_to_not_convert,
-        }
-        if self.layers is not None:
-            result |= {"layers": self.layers, "tied": self.tied, "note": _NOTE}
-        return copy.deepcopy(result)
-
-    @classmethod
-    def from_dict(
-        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Any:
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            TypeError, ValueError: not what :meth:`to_dict` gives, or of another version.
-        """
-        known = dict(config_dict)
-        version = known.pop("version", _VERSION)
-        if version != _VERSION:
-            raise ValueError(
-                f"quantization_config: version must be {_VERSION!r}, got {version!r}; "
-                "a newer zeropoint may read it"
-            )
-        for key in ("quant_method", "note"):
-            known.pop(key, None)
-        layers, tied = known.pop("layers", None), known.pop("tied", {})
-        if not isinstance(layers, dict | None) or not isinstance(tied, dict):
-            raise TypeError("quantization_config: layers and tied must be JSON objects")
-        config = cls(**known)
-        config.layers, config.tied = copy.deepcopy(layers), dict(tied)
-        return (config, kwargs) if return_unused_kwargs else config
-
-    def __iter__(self) -> Any:
-        yield from self.to_dict().items()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZeropointConfig) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ZeropointConfig:
-        # transformers copies configs often; sample data need not follow.
-        result = type(self).from_dict(self.to_dict())
-        result.calibration = self.calibration
-        return result
 
 
 @register_quantizer(METHOD)
@@ -166,8 +68,9 @@ class ZeropointQuantizer(HfQuantizer):
                 "saved by save_pretrained. Remove it from config.json, and pass "
                 "quantization_config=ZeropointConfig(...) to quantize"
             )
-        self._infos: dict[str, LayerInfo] = {}
+        self._infos: dict[str, AnyInfo] = {}
         self._shapes: dict[str, torch.Size] = {}
+        self._ties: dict[str, str] = {}  # layer → whose integers it uses, by their names here
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -190,19 +93,20 @@ class ZeropointQuantizer(HfQuantizer):
         path = Path(str(model.config.name_or_path))
         entries = self.quantization_config.layers or {}
         infos = {
-            name: LayerInfo.from_dict(path, name, copy.deepcopy(entry), VERSIONS[-1])
+            name: info_from_dict(path, name, copy.deepcopy(entry), VERSIONS[-1])
             for name, entry in entries.items()
         }
-        built: dict[int, QuantizedLinear] = {}
+        built: dict[int, nn.Module] = {}
         replacements: dict[str, nn.Module] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             key = in_table(name, infos, model.base_model_prefix)
             if key is None:
                 continue
-            check_fits(path, name, infos[key], module)
-            self._infos[name] = infos[key]
+            info = self._infos[name] = fitting(path, name, infos[key], module)
             if id(module) not in built:
-                layer = built[id(module)] = infos[key].build("meta")
+                layer = built[id(module)] = info.build("meta")
+                if isinstance(layer, QuantizedEmbedding):
+                    layer.padding_idx = module.padding_idx  # type: ignore[assignment]
                 layer.weight = layer.weight.unsqueeze(-1)
                 replacements[name] = layer
         if infos and not self._infos:
@@ -211,6 +115,7 @@ class ZeropointQuantizer(HfQuantizer):
             )
         replace_modules(model, replacements, inplace=True)
         forget_ties(model)
+        self._find_ties(model)
         self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         return model
 
@@ -228,7 +133,9 @@ class ZeropointQuantizer(HfQuantizer):
             raise ValueError(f"device_map puts {away[0]!r} on disk; quantizing needs it in memory")
         if config.recipe is None:
             raise ValueError("recipe must be given to quantize a float model, got None")
-        exclude = [*(config.exclude or ()), *inside(model, config.modules_to_not_convert or ())]
+        kinds = (nn.Linear,) if config.recipe.embeddings is None else (nn.Linear, nn.Embedding)
+        left = inside(model, config.modules_to_not_convert or (), kinds)
+        exclude = [*(config.exclude or ()), *left]
         calibration, config.calibration = config.calibration, None
         quantize(
             model,
@@ -253,15 +160,22 @@ class ZeropointQuantizer(HfQuantizer):
                     tensor=name,
                 )
         done: set[int] = set()
+        left_out: set[str] = set()
         for name, info in self._infos.items():
             layer = model.get_submodule(name)
-            assert isinstance(layer, QuantizedLinear)
+            assert isinstance(layer, OURS)
             if id(layer) in done:
                 continue
             done.add(id(layer))
+            if name in self._ties and not any(
+                _is_loaded(b) for b in shared_buffers(layer).values()
+            ):
+                left_out.add(name)
             for key, (_, shape) in info.tensors().items():
+                if name in left_out and key in SHARED:
+                    continue
                 tensor: Tensor = layer._buffers[key]  # type: ignore[assignment]
-                if tensor.is_meta or not getattr(tensor, "_is_hf_initialized", False):
+                if not _is_loaded(tensor):
                     raise CheckpointError(
                         path, "missing from the files", name, qualified(name, key)
                     )
@@ -281,27 +195,34 @@ class ZeropointQuantizer(HfQuantizer):
                     )
                 check_values(path, name, info, key, tensor)
                 layer._buffers[key] = tensor
-        self._tie(path, model)
+        self._tie(path, model, left_out)
         detach(model)
 
-    def _tie(self, path: Path, model: PreTrainedModel) -> None:
-        tied, prefix = self.quantization_config.tied, model.base_model_prefix
-        by_key = {
-            in_table(name, self.quantization_config.layers or {}, prefix): name
-            for name in self._infos
-        }
-        for name, owner in tied.items():
-            if name not in by_key or owner not in by_key:
-                continue  # of a part that this model does not have
-            layer, to = (model.get_submodule(by_key[n]) for n in (name, owner))
-            for key in ("weight", "scale", "zero_point", "input_factor"):
-                one, other = layer._buffers[key], to._buffers[key]
-                if (one is None) != (other is None) or (
-                    one is not None and other is not None and not torch.equal(one, other)
-                ):
-                    raise CheckpointError(
-                        path, f"tied to {owner!r}, but holds other values", name, key
-                    )
+    def _find_ties(self, model: PreTrainedModel) -> None:
+        config, prefix = self.quantization_config, model.base_model_prefix
+        by_key = {in_table(name, config.layers or {}, prefix): name for name in self._infos}
+        for name, owner in config.tied.items():
+            if name in by_key and owner in by_key:  # else of a part that this model does not have
+                self._ties[by_key[name]] = by_key[owner]
+        if self._ties:
+            left_out = [rf"^{re.escape(name)}\." for name in self._ties]
+            known = getattr(model, "_keys_to_ignore_on_load_missing", None)
+            model._keys_to_ignore_on_load_missing = [*(known or ()), *left_out]  # type: ignore[assignment]
+
+    def _tie(self, path: Path, model: PreTrainedModel, left_out: set[str]) -> None:
+        for name, owner in self._ties.items():
+            if owner in self._ties:
+                raise CheckpointError(path, f"tied to {owner!r}, which is tied itself", name)
+            layer, to = model.get_submodule(name), model.get_submodule(owner)
+            if name in left_out:
+                layer.weight = layer.weight.squeeze(-1)  # type: ignore[operator,assignment]
+            if kind_of_weight(layer) != kind_of_weight(to):
+                raise CheckpointError(
+                    path, f"tied to {owner!r}, whose weight is of another kind", name
+                )
+            ones, others = shared_buffers(layer), shared_buffers(to)
+            if name not in left_out and not all(torch.equal(ones[k], others[k]) for k in ones):
+                raise CheckpointError(path, f"tied to {owner!r}, but holds other values", name)
             tie_weights(layer, to)  # type: ignore[arg-type]
 
     def get_state_dict_and_metadata(self, model: Any, *args: Any) -> Any:
@@ -314,22 +235,31 @@ class ZeropointQuantizer(HfQuantizer):
         state = model.state_dict()
         seen: set[int] = set()
         for name in config.layers:
-            for key in LayerInfo.of(model.get_submodule(name)).tensors():
+            info = info_of(model.get_submodule(name))
+            assert info is not None
+            left_out = is_found_by_tie(model, name, config.tied)
+            for key in info.tensors():
                 full = qualified(name, key)
+                if left_out and key in SHARED:
+                    del state[full]
+                    continue
                 tensor = state[full]
-                # Of tied layers each gets its bytes, so that each is found again.
+                # Of a layer used twice each name gets its bytes, so that each is found again.
                 tensor = tensor.clone() if tensor.data_ptr() in seen else tensor
                 seen.add(tensor.data_ptr())
                 state[full] = tensor.unsqueeze(-1) if key == "weight" else tensor
         return state, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        """Float layers of the values that the integers stand for."""
-        floats: dict[str, nn.Module] = {
-            name: module.dequantize().to(dtype)
-            for name, module in model.named_modules()
-            if isinstance(module, QuantizedLinear)
-        }
+        """Float layers of the values that the integers stand for; tied ones share them."""
+        floats: dict[str, nn.Module] = {}
+        first: dict[int, nn.Module] = {}  # address of the integers → who got their floats
+        for name, module in model.named_modules():
+            if isinstance(module, OURS):
+                layer = floats[name] = module.dequantize().to(dtype)
+                owner = first.setdefault(module.weight.data_ptr(), layer)
+                if owner.weight.dtype == layer.weight.dtype:  # type: ignore[union-attr]
+                    layer.weight = owner.weight  # type: ignore[assignment]
         return replace_modules(model, floats, inplace=True)
 
 
@@ -368,11 +298,9 @@ def make_savable(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _strings(argument: str, value: str | Iterable[str] | None) -> list[str] | None:
-    if value is None:
-        return None
-    values = [value] if isinstance(value, str) else list(value)
-    for item in values:
-        if not isinstance(item, str):
-            raise TypeError(f"{argument} must hold strings, got {type(item).__name__}")
-    return values
+def _is_loaded(tensor: Tensor | None) -> bool:
+    return (
+        tensor is not None
+        and not tensor.is_meta
+        and bool(getattr(tensor, "_is_hf_initialized", False))
+    )
