@@ -139,6 +139,7 @@ class _Builder:
             return self.part
 
         part = self._keep(names, made)
+        self.part = Built()
         self.built.layers |= part.layers
         self.built.tied |= part.tied
         self.built.done |= part.done
@@ -222,10 +223,17 @@ class _Batches:
         self._data = data
         self.number = -1
 
+    def __len__(self) -> int:
+        return len(self._data)
+
     def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(self._data):
+        return self.some(0, len(self))
+
+    def some(self, begin: int, end: int) -> Iterator[Any]:
+        """The batches of these numbers."""
+        for number in range(begin, min(end, len(self))):
             self.number = number
-            yield batch
+            yield self._data[number]
 
 
 class _Transformed:
@@ -248,6 +256,7 @@ class _Stages:
         self.model, self.builder = model, builder
         self.batches = _Batches(data)
         self.counting = {name: _Counting(self.batches) for name in names}
+        self.surveyed = 0
 
     def run(self, progress: bool) -> None:
         """Quantize them all."""
@@ -263,7 +272,11 @@ class _Stages:
                         stand_in(self.builder.linears[name], self.builder.built.layers[name])
 
     def _survey(self, progress: bool) -> tuple[dict[str, list[str]], Chain]:
-        """Run the float model once: which layers are called, when, and what blocks hand on."""
+        """Which layers are called, when, and what blocks hand on, from runs of the float model.
+
+        The first batch is run. The others too, unless it can be told without running the blocks
+        that they go the same way: in each, the weights of the whole model are read.
+        """
         order: list[str] = []
 
         # Blocks by the order in which layers are defined; a chain holds where that is the order of
@@ -279,9 +292,22 @@ class _Stages:
                 chain.exclude(block_of[name])  # called past its block
             return False
 
-        with chain.watching():
-            calibrate(self.model, self.counting, self.batches, progress, note)
+        def watch(begin: int, end: int) -> None:
+            with chain.watching():
+                batches = self.batches.some(begin, end)
+                calibrate(self.model, self.counting, batches, progress, note)
+
+        watch(0, 1)
         chain.verify()
+        self.surveyed, count = 1, len(self.batches)
+        linked = chain.linked()
+        alone = [block_of[name] in linked for name in order]
+        # Were some called before the blocks, each of them would take a run to the end, as it is not
+        # known when they have had their calls.
+        sure = len(order) == len(self.counting) and alone == sorted(alone, reverse=True)
+        if count > 1 and not (sure and chain.holds_for(self.batches.some(1, count))):
+            watch(1, count)
+            self.surveyed = count
         self.builder.built.uncalled += [name for name in self.counting if name not in order]
         return stages(order, self.model), chain
 
@@ -302,6 +328,8 @@ class _Stages:
                 running = self.batches.number
                 left.clear()
                 left.update({n: self.counting[n].calls[running] for n in watching})
+            if running >= self.surveyed:
+                return False  # how often they will be called is not known
             left[name] -= 1
             return all(count <= 0 for count in left.values())
 

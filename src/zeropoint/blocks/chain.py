@@ -1,10 +1,4 @@
-"""A model's repeated blocks, and running them one by one on the inputs that they had.
-
-To calibrate a block, the model would have to run from its start each time. Where blocks only hand
-their output on to the next one, as a transformer's layers do, that can be spared: the inputs of one
-block are kept, and become those of the next by running the block once. Whether a model is so is
-looked up in a run of it (:class:`Chain`), never assumed.
-"""
+"""Which blocks only hand on their output, and running them one by one."""
 
 from __future__ import annotations
 
@@ -17,45 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibrate import Call, Enough, calibrate, inferring, progress_bar, run_batch
+from ..calibrate import Call, Enough, calibrate, inferring, run_batch
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 _SAMPLE = 4096  # values of a block's output that are compared with those of a run by itself
 
 Place = int | str
 """Where an argument stands: by number or by name."""
-
-
-def stages(names: Iterable[str], model: nn.Module) -> dict[str, list[str]]:
-    """Layers by the repeated block that holds them, or by themselves, in the order of ``names``.
-
-    A repeated block is an entry of the outermost list (``ModuleList``, ``Sequential``) in which two
-    entries of one type hold layers of ``names``.
-
-    >>> model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
-    >>> stages(["0", "1.0", "1.1"], model)
-    {'0': ['0'], '1.0': ['1.0'], '1.1': ['1.1']}
-    """
-    names = list(names)
-    lists = {
-        path
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.ModuleList | nn.Sequential) and _repeats(path, module, names)
-    }
-    found: dict[str, list[str]] = {}
-    for name in names:
-        parts = name.split(".")
-        outer = (n for n in range(len(parts)) if ".".join(parts[:n]) in lists)
-        depth = next(outer, len(parts))
-        found.setdefault(".".join(parts[: depth + 1]), []).append(name)
-    return found
-
-
-def _repeats(path: str, module: nn.Module, names: list[str]) -> bool:
-    prefix = f"{path}." if path else ""
-    holding = {n[len(prefix) :].split(".")[0] for n in names if n.startswith(prefix) and n != path}
-    types = Counter(type(child) for key, child in module.named_children() if key in holding)
-    return max(types.values(), default=0) > 1
 
 
 class Chain:
@@ -68,6 +30,9 @@ class Chain:
     in place. Anything else that is passed, a cache, say, might remember calls and breaks the link.
     :meth:`verify` then runs the blocks by themselves on the first batch: where that gives other
     bits, for what the model does around them, there is no link.
+
+    :meth:`holds_for` finds out whether the links of the first batches hold in others too, without
+    running the blocks.
 
     Args:
         model: what holds the blocks.
@@ -84,7 +49,10 @@ class Chain:
         self._broken: set[str] = set()  # second blocks of links that do not hold
         self._first: dict[str, Call] = {}  # the first batch's
         self._samples: dict[str, Tensor] = {}
+        # Blocks whose output is like their input → how many None follow it (see _alone); where.
+        self._alike: dict[str, tuple[int, torch.device]] = {}
         self._batches = 0
+        self._in_batch = False
         self._calls: Counter[str] = Counter()
         self._before: tuple[str, Call, Any, list[int]] | None = None
         self.running: str | None = None
@@ -100,6 +68,11 @@ class Chain:
         if follower is None or follower in self._broken or len(self._places[follower]) != 1:
             return None
         return follower
+
+    def linked(self) -> list[str]:
+        """The blocks that are followed, or follow, in their order."""
+        follower = {name: self.after(name) for name in self._blocks}
+        return [n for n in self._blocks if follower[n] or n in follower.values()]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -122,13 +95,15 @@ class Chain:
     def _begin(self, *_: Any) -> None:
         self._end()
         self._batches += 1
+        self._in_batch = True
         self._calls.clear()
         self._before = None
 
     def _end(self) -> None:
-        for name in self._blocks:
-            if self._batches and self._calls[name] != 1:
+        for name in self._blocks if self._in_batch else ():
+            if self._calls[name] != 1:
                 self.exclude(name)
+        self._in_batch = False
         self._before = None
 
     def _entering(self, name: str) -> Any:
@@ -172,17 +147,73 @@ class Chain:
         with inferring(self._model):
             for head, call in self._first.items():
                 name: str | None = head
-                while name is not None and self.after(name) is not None:
-                    found = _handed_on(run_batch(self._blocks[name], call))
-                    sample = self._samples[name]
-                    if found is None or not _same_bits(found.flatten()[:_SAMPLE], sample):
+                while name in self.linked():
+                    output = run_batch(self._blocks[name], call)
+                    found, sample = _handed_on(output), self._samples.get(name)
+                    if (
+                        found is None
+                        or sample is None
+                        or not _same_bits(found.flatten()[:_SAMPLE], sample)
+                    ):
                         self._break_from(name)
                         break
-                    follower = self.after(name)
-                    call = self._following(follower, call, found)  # type: ignore[arg-type]
-                    name = follower
+                    given = dict(_places(call)).get(self._given_at(name))
+                    if isinstance(given, Tensor) and _kind(given) == _kind(found):
+                        self._alike.update((name, (n, found.device)) for n in _alone(output))
+                    name = self.after(name)
+                    call = call if name is None else self._following(name, call, found)
         self._first.clear()
         self._samples.clear()
+
+    def holds_for(self, data: Iterable[Any]) -> bool:
+        """Whether the links hold in these batches too; where in doubt, no.
+
+        The model runs without its linked blocks. In place of what a block would compute, it hands
+        on a tensor of that size without values, which shows what the model does with it: nothing,
+        or something that no such tensor allows. The last one hands on zeros.
+        """
+        linked = self.linked()
+        changed = [n for n in linked if "forward" in self._blocks[n].__dict__]
+        if not linked or changed or any(n not in self._alike for n in linked):
+            return False
+
+        def stand_in(name: str) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                given = dict(_places(Call(args, kwargs)))[self._given_at(name)]
+                more, device = self._alike[name]
+                last = self.after(name) is None
+                out = torch.zeros_like(given, device=device if last else "meta")
+                return out if more < 0 else (out, *[None] * more)
+
+            return forward
+
+        def past_its_block(*_: Any) -> None:
+            raise RuntimeError("a block does not call its layers here")
+
+        before = set(self._broken), {n: set(p) for n, p in self._places.items()}
+        handles = []
+        try:
+            for name in linked:
+                self._blocks[name].forward = stand_in(name)  # type: ignore[method-assign]
+                inner = list(self._blocks[name].modules())[1:]
+                handles += [module.register_forward_pre_hook(past_its_block) for module in inner]
+            with self.watching():
+                calibrate(self._model, {}, data, progress=False)
+            return (self._broken, self._places) == before
+        except Exception:  # whatever a model raises that looks at values that are not there
+            return False
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name in linked:
+                self._blocks[name].__dict__.pop("forward", None)
+            self._broken, self._places, self._in_batch = *before, False
+
+    def _given_at(self, name: str) -> Place:
+        """Where a linked block is given what the block before it hands on; the first one of a
+        chain, where the others are."""
+        of = name if self.after(name) is None else self.after(name)
+        return next(iter(self._places[of]))  # type: ignore[index]
 
     def _break_from(self, name: str | None) -> None:
         while name is not None:
@@ -227,41 +258,17 @@ class Chain:
         return Call(call.args, {**call.kwargs, place: output})
 
 
-class BlockInputs:
-    """The inputs of blocks that run by themselves, of one block at a time.
+def _kind(x: Tensor | None) -> Any:
+    return None if x is None else (x.shape, x.dtype, x.device)
 
-    They are brought up to a block when they are asked for: blocks that were kept of an earlier run
-    are run then, on all batches, one after the other.
 
-    Args:
-        chain: which blocks can run by themselves.
-        order: of the blocks, as they are asked for.
-        batches: the data.
-        progress: show a progress bar where several blocks are run.
-    """
-
-    def __init__(self, chain: Chain, order: Iterable[str], batches: Iterable[Any], progress: bool):
-        self.chain, self._batches, self._progress = chain, batches, progress
-        self._before = {b: a for a, b in pairwise(order) if chain.after(a) == b}
-        self._at: str | None = None
-        self._calls: list[Call] = []
-
-    def of(self, block: str) -> list[Call] | None:
-        """The calls of a block, one a batch; ``None`` where the model must run from its start."""
-        path = [block]
-        while path[0] in self._before:
-            path.insert(0, self._before[path[0]])
-        if self._at not in path:
-            self._at, self._calls = None, []
-            if len(path) == 1 and block not in self._before.values():
-                return None
-            self._at, self._calls = path[0], self.chain.inputs(path[0], self._batches)
-        steps = path[path.index(self._at) : -1]
-        shown = self._progress and len(steps) > 1
-        for name in progress_bar(steps, "running what is finished", shown):
-            self._calls = self.chain.advance(name, self._calls)
-        self._at = block
-        return self._calls
+def _alone(output: Any) -> list[int]:
+    """How many ``None`` follow the tensor in a block's output, −1 for one without a tuple; nothing
+    where there is more in it."""
+    if isinstance(output, Tensor):
+        return [-1]
+    plain = type(output) is tuple and all(value is None for value in output[1:])
+    return [len(output) - 1] if plain else []
 
 
 def _handed_on(output: Any) -> Tensor | None:
