@@ -179,7 +179,7 @@ class QuantizedEmbedding(nn.Module):
         scale, zero_point = self.scale.index_select(0, flat), self.zero_point.index_select(0, flat)
         axis, layout = 0 if scale.ndim == 1 else None, self._layout
         if layout is not None:
-            layout = layout._replace(shape=torch.Size((len(codes), self.embedding_dim)))
+            layout = layout._replace(shape=torch.Size((codes.shape[0], self.embedding_dim)))
         rows = QTensor._of(codes, scale, zero_point, axis, layout).dequantize()
         return rows.to(self.output_dtype).reshape(*input.shape, self.embedding_dim)
 
