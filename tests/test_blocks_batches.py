@@ -61,6 +61,13 @@ class MasksLater(Later):
         return x
 
 
+class MasksTheLastLater(Later):
+    def other(self, x):
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask=torch.ones(FEATURES) if i == 3 else None)
+        return x
+
+
 class StopsLater(Later):
     def other(self, x):
         for block in self.blocks[:3]:
@@ -89,7 +96,16 @@ class LooksLater(Later):
 
 @pytest.mark.parametrize(
     "kind",
-    [AddsLater, ScalesLater, MasksLater, StopsLater, GoesOnLater, GoesPastLater, LooksLater],
+    [
+        AddsLater,
+        ScalesLater,
+        MasksLater,
+        MasksTheLastLater,
+        StopsLater,
+        GoesOnLater,
+        GoesPastLater,
+        LooksLater,
+    ],
 )
 def test_another_way_in_a_later_batch_is_seen(kind, monkeypatch):
     torch.manual_seed(0)
