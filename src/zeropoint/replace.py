@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeAlias
+import sys
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -55,8 +56,7 @@ def replace_modules(
         result = copy.deepcopy(model, dict(new))
     except Exception as error:
         raise TypeError(f"model cannot be copied ({error}); pass inplace=True") from error
-    _switch_off_fused_paths(result)
-    return result
+    return _finished(result)
 
 
 class Replacer:
@@ -83,9 +83,15 @@ class Replacer:
             self._model = new
 
     def finish(self) -> nn.Module:
-        """The model, with paths switched off that go past what was replaced."""
-        _switch_off_fused_paths(self._model)
-        return self._model
+        """The model, with paths switched off that go past what was replaced, or would save it as
+        if it were floats."""
+        return _finished(self._model)
+
+
+def _finished(model: nn.Module) -> nn.Module:
+    _switch_off_fused_paths(model)
+    _guard_saving(model)
+    return model
 
 
 def _switch_off_fused_paths(model: nn.Module) -> None:
@@ -99,6 +105,40 @@ def _switch_off_fused_paths(model: nn.Module) -> None:
             isinstance(child, _OURS) for child in module.modules()
         ):
             module.use_nested_tensor = False  # it packs padded batches for the fused path only
+
+
+def _guard_saving(model: nn.Module) -> None:
+    """Let ``save_pretrained`` of transformers raise on models, and parts of them, that hold our
+    integers: it would write them as if they were float weights. ``ZeropointQuantizer`` is what lets
+    it write them, see :func:`zeropoint.integrations.transformers.make_savable`."""
+    # Who has such a model has imported transformers; nobody else needs it.
+    library = sys.modules.get("transformers.modeling_utils")
+    pretrained = getattr(library, "PreTrainedModel", None)
+    if pretrained is None:
+        return
+    for module in model.modules():
+        if not isinstance(module, pretrained):
+            continue
+        config = getattr(getattr(module, "hf_quantizer", None), "quantization_config", None)
+        ours = any(isinstance(m, QuantizedLinear | QuantizedEmbedding) for m in module.modules())
+        if ours and getattr(config, "quant_method", None) != "zeropoint":
+            module.save_pretrained = _refuse_saving  # type: ignore[assignment]
+        else:
+            allow_saving(module)
+
+
+def allow_saving(model: nn.Module) -> None:
+    """Undo for one model what :func:`replace_modules` does to ``save_pretrained``."""
+    if model.__dict__.get("save_pretrained") is _refuse_saving:
+        del model.save_pretrained
+
+
+def _refuse_saving(*args: Any, **kwargs: Any) -> None:
+    raise ValueError(
+        "save_pretrained must not write the integers of quantized layers as if they were float "
+        "weights: call zeropoint.integrations.transformers.make_savable(model) first, or use "
+        "zeropoint.save"
+    )
 
 
 _Holder: TypeAlias = QuantizedLinear | QuantizedEmbedding

@@ -24,7 +24,7 @@ from ..formats.container import CheckpointError
 from ..formats.header import VERSIONS, AnyInfo, info_from_dict, info_of, qualified
 from ..formats.values import check_values
 from ..quantize import quantize
-from ..replace import replace_modules, tie_weights
+from ..replace import allow_saving, replace_modules, tie_weights
 
 try:
     from transformers import PreTrainedModel
@@ -124,6 +124,7 @@ class ZeropointQuantizer(HfQuantizer):
             self._check_loaded(model)
         else:
             self._quantize(model)
+        _let_parts_be_saved(model)
         return model
 
     def _quantize(self, model: PreTrainedModel) -> None:
@@ -250,8 +251,10 @@ class ZeropointQuantizer(HfQuantizer):
                 state[full] = tensor.unsqueeze(-1) if key == "weight" else tensor
         return state, {}
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         """Float layers of the values that the integers stand for; tied ones share them."""
+        if isinstance(dtype, str):  # as a config has it once the model was saved
+            dtype = getattr(torch, dtype)
         floats: dict[str, nn.Module] = {}
         first: dict[int, nn.Module] = {}  # address of the integers → who got their floats
         for name, module in model.named_modules():
@@ -260,6 +263,9 @@ class ZeropointQuantizer(HfQuantizer):
                 owner = first.setdefault(module.weight.data_ptr(), layer)
                 if owner.weight.dtype == layer.weight.dtype:  # type: ignore[union-attr]
                     layer.weight = owner.weight  # type: ignore[assignment]
+        for module in model.modules():
+            if module is not model and _is_ours(module):
+                del module.hf_quantizer
         return replace_modules(model, floats, inplace=True)
 
 
@@ -267,8 +273,8 @@ def make_savable(model: PreTrainedModel) -> PreTrainedModel:
     """Let ``save_pretrained`` write a model that :func:`zeropoint.quantize` made.
 
     For models quantized by other means than ``from_pretrained``: by a plan, by what a search found,
-    with calibration data of their own. Call it after quantizing and before saving; without it,
-    transformers saves integers as if they were float weights.
+    with calibration data of their own. Call it after quantizing and before saving; until then
+    ``save_pretrained`` raises, since it would write integers as if they were float weights.
 
     Args:
         model: a transformers model with quantized layers. It is changed in place, and keeps
@@ -284,7 +290,7 @@ def make_savable(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be a transformers PreTrainedModel, got {type(model).__name__}")
     other = getattr(model, "hf_quantizer", None)
-    if other is not None and not isinstance(other, ZeropointQuantizer):
+    if other is not None and not _is_ours(model):
         raise ValueError(f"model is quantized already, by {type(other).__name__}")
     config = ZeropointConfig(None)
     config.layers, config.tied = table(model)
@@ -295,7 +301,27 @@ def make_savable(model: PreTrainedModel) -> PreTrainedModel:
     model.config.quantization_config = quantizer.quantization_config
     model.is_quantized, model.quantization_method = True, METHOD  # type: ignore[assignment]
     detach(model)
+    _let_parts_be_saved(model)
     return model
+
+
+def _let_parts_be_saved(model: PreTrainedModel) -> None:
+    """A model's parts, such as the body below its head, are saved by themselves at times."""
+    for part in model.modules():
+        if not isinstance(part, PreTrainedModel) or not any(
+            isinstance(m, OURS) for m in part.modules()
+        ):
+            continue
+        if part is not model and getattr(part, "hf_quantizer", None) is None:
+            config = ZeropointConfig(None)
+            config.layers, config.tied = table(part)
+            part.hf_quantizer = ZeropointQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
+        if _is_ours(part):
+            allow_saving(part)
+
+
+def _is_ours(model: nn.Module) -> bool:
+    return isinstance(getattr(model, "hf_quantizer", None), ZeropointQuantizer)
 
 
 def _is_loaded(tensor: Tensor | None) -> bool:
