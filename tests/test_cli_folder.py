@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import zeropoint
 from commands import fails, in_folder, ok
 from zeropoint import sources
 
@@ -83,3 +84,46 @@ def test_folder_with_named_tensors(bert: Path) -> None:
 def test_folder_with_broken_weights_is_one_line(bert: Path) -> None:
     (bert / "model.safetensors").write_bytes(b"not a safetensors file")
     fails("quantize", bert, "--to", "int8-dynamic", "--out", "q.safetensors")
+
+
+def test_folder_into_a_folder_with_its_tokenizer(bert: Path) -> None:
+    import transformers
+
+    import zeropoint.integrations.transformers
+
+    line = ["quantize", bert, "--to", "int4", "--method", "gptq", "--calibrate", "lines.txt"]
+    text = ok(*line, "--out", "int4")
+    assert "Wrote int4: " in text
+    ok(*line, "--out", "int4.safetensors")
+    model = transformers.AutoModel.from_pretrained("int4")
+    expected = zeropoint.load("int4.safetensors", sources.load_model(str(bert)).model)
+    tokens = transformers.AutoTokenizer.from_pretrained("int4")("the cat sat", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**tokens)[0], expected(**tokens)[0])
+    assert "is no empty folder" in fails(*line, "--out", "int4")
+
+
+def test_folder_begun_with_another_recipe(bert: Path) -> None:
+    Path("q.safetensors.unfinished").mkdir()
+    begun = Path("q.safetensors.unfinished", "begun.json")
+    begun.write_text("{}")
+    line = ["quantize", bert, "--to", "int8-dynamic", "--out", "q.safetensors"]
+    assert "begin anew with resume=False (--restart)" in fails(*line)
+    ok(*line, "--restart")
+    assert not begun.exists()
+
+
+@pytest.mark.model
+def test_minilm_as_in_memory(folder: Path) -> None:
+    from models import english_sentences, minilm_folder
+
+    path = minilm_folder()
+    Path("lines.txt").write_text("\n".join(english_sentences(24)))
+    recipe = zeropoint.LayerRecipe("static", method=("smooth", "bias-correction"))
+    Path("recipe.json").write_text(json.dumps(zeropoint.Recipe(recipe).to_dict()))
+    ok("quantize", path, "--to", "recipe.json", "--calibrate", "lines.txt", "-o", "q.safetensors")
+    loaded = sources.load_model(str(path))
+    data = sources.load_data("lines.txt", loaded)
+    quantized = zeropoint.quantize(loaded.model, recipe, calibration=data)
+    zeropoint.save(quantized, "expected.safetensors")
+    assert Path("q.safetensors").read_bytes() == Path("expected.safetensors").read_bytes()

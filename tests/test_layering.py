@@ -18,7 +18,7 @@ LAYERS = (
     ("commands",),
     ("report",),
     ("search",),
-    ("diagnose", "explain"),
+    ("diagnose", "explain", "quantize_folder"),
     ("integrations",),
     ("formats", "bench", "doctor", "sources"),
     ("quantize", "prepack_model"),

@@ -35,6 +35,7 @@ from .packed_linear import PackedLinear
 from .plan import Plan, plan
 from .prepack_model import PrepackingSummary, prepack_model, unpack_model
 from .quantize import QuantizationSummary, quantize
+from .quantize_folder import quantize_folder
 from .recipes import RECIPES, LayerRecipe, Recipe, get_recipe
 from .report import Report, compare
 from .search import Front, search
@@ -99,6 +100,7 @@ __all__ = [
     "prepack_model",
     "quantize",
     "quantize_file",
+    "quantize_folder",
     "quantize_per_channel",
     "quantize_per_group",
     "quantize_per_tensor",

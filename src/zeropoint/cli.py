@@ -41,6 +41,7 @@ from .commands.rescue import rescue
 from .commands.search import search
 from .formats import native
 from .quantize import quantize as quantize_model
+from .quantize_folder import quantize_folder
 from .recipes import TABLES
 from .running import model_bytes
 from .terminal import size
@@ -117,7 +118,16 @@ def quantize(
         ),
     ],
     to: To,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="The checkpoint to write, FILE.safetensors; of a folder also another folder, for "
+            "transformers.",
+        ),
+    ],
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -145,8 +155,15 @@ def quantize(
     batch_size: BatchSize = 32,
     limit: Limit = None,
     max_tokens: MaxTokens = 128,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Of a folder: do not go on with what was left unfinished."),
+    ] = False,
 ) -> None:
     """Quantize a model's Linear layers, and embeddings if asked; write one .safetensors file.
+
+    A folder is quantized block by block, and may be larger than memory. If it is interrupted, the
+    same command goes on.
 
     zeropoint quantize ./all-MiniLM-L6-v2 --to int8-dynamic --out minilm.safetensors
     """
@@ -162,16 +179,24 @@ def quantize(
                 f"--embeddings must be one of {', '.join(TABLES)}, got {embeddings!r}"
             )
         recipe = replace(recipe, embeddings=TABLES[embeddings])
-    _check_writable("--out", out)
     needs_data = sources.needs_calibration(recipe)
     if needs_data and calibrate is None:
         by = "" if method is None else f" --method {method}"
         raise typer.BadParameter(f"--to {to}{by} needs --calibrate FILE")
     patterns: dict[str, Any] = {"include": include or None, "exclude": exclude or None}
+    rows: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "max_tokens": max_tokens}
+    if Path(model).is_dir():
+        summary: Any = quantize_folder(
+            model, out, recipe, calibration=calibrate, **patterns, **rows, resume=not restart
+        )
+        typer.echo(str(summary))
+        _tell_sizes(out, sum(file.stat().st_size for file in Path(model).glob("*.safetensors")))
+        return
+    _check_writable("--out", out)
     if sources.is_tensor_file(model):
         if calibrate is not None or needs_data:
             raise ValueError(f"MODEL {model!r} is a file of tensors, which cannot be calibrated")
-        summary: Any = native.quantize_file(model, out, recipe, **patterns)
+        summary = native.quantize_file(model, out, recipe, **patterns)
         typer.echo(str(summary))
         if not summary.quantized and not summary.embeddings:
             _warn(f"nothing was quantized; {out} holds the same floats")
@@ -180,9 +205,7 @@ def quantize(
     loaded = _load(model)
     data = None
     if calibrate is not None:
-        data = sources.load_data(
-            calibrate, loaded, batch_size=batch_size, limit=limit, max_tokens=max_tokens
-        )
+        data = sources.load_data(calibrate, loaded, **rows)
     before = model_bytes(loaded.model)
     quantized = quantize_model(loaded.model, recipe, calibration=data, inplace=True, **patterns)
     summary = quantized.quantization
@@ -353,7 +376,8 @@ def _show_warning(message: Any, *_where: Any, **_more: Any) -> None:
 
 
 def _tell_sizes(out: Path, before: int) -> None:
-    after = out.stat().st_size
+    files = out.glob("*.safetensors") if out.is_dir() else [out]
+    after = sum(file.stat().st_size for file in files)
     typer.echo(f"Wrote {out}: {size(after)}, from {size(before)} ({after / before:.0%}).")
 
 

@@ -54,11 +54,21 @@ def needs_calibration(recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A float model in eval mode, with what came beside it."""
+    """A float model in eval mode, with what came beside it.
+
+    Attributes:
+        model: as loaded.
+        tokenizer: of a folder that has one.
+        warnings: for the user to see.
+        missing: tensors of the model for which a folder holds no weights.
+        unexpected: tensors of a folder that the model does not have.
+    """
 
     model: nn.Module
     tokenizer: Any = None
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
 
 
 def is_tensor_file(model: str) -> bool:
@@ -160,7 +170,13 @@ def _from_folder(folder: Path) -> Loaded:
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         warnings.append(f"{folder} holds no weights for {len(missing)} tensors ({shown}): random")
-    return Loaded(model, _tokenizer(transformers, folder), tuple(warnings))
+    return Loaded(
+        model,
+        _tokenizer(transformers, folder),
+        tuple(warnings),
+        tuple(missing),
+        tuple(sorted(info["unexpected_keys"])),
+    )
 
 
 def _architecture(transformers: Any, names: Any) -> Any:

@@ -41,6 +41,11 @@ class Folder:
         """Name → entry of every tensor of every file."""
         return {name: reader.tensors[name] for name, reader in self._readers.items()}
 
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files."""
+        return list({reader.path: None for reader in self._readers.values()})
+
     def tensor(self, name: str) -> Tensor:
         """A tensor, read into memory of its own."""
         return self._readers[name].tensor(name)
@@ -86,17 +91,24 @@ def open_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
         raise CheckpointError(folder / CONFIG, "quantization_config must be a JSON object")
     with ExitStack() as stack:
         readers: dict[str, Reader] = {}
-        for file in files or _files(folder):
+        listed: dict[str, str] = {}
+        if files is None:
+            files, listed = _files(folder)
+        for file in files:
             reader = stack.enter_context(open_reader(file))
             for name in reader.tensors:
                 if name in readers:
                     reason = f"{readers[name].path.name} holds one of this name as well"
                     raise CheckpointError(file, reason, tensor=name)
                 readers[name] = reader
+        for name, file_name in listed.items():
+            if name not in readers or readers[name].path.name != file_name:
+                raise CheckpointError(folder / file_name, f"lacks what {INDEX} lists", tensor=name)
         yield Folder(path, config, quantization, readers)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files, and which of them holds which tensor where an index lists them."""
     if (folder / INDEX).is_file():
         table = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
@@ -107,12 +119,12 @@ def _files(folder: Path) -> list[Path]:
                 raise CheckpointError(folder / INDEX, f"{name[:80]!r} is no file of the folder")
             if not (folder / name).is_file():
                 raise CheckpointError(folder / INDEX, f"{name[:80]!r} is missing")
-        return [folder / name for name in names]
+        return [folder / name for name in names], table
     if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+        return [folder / WEIGHTS], {}
     only = list(folder.glob("*.safetensors"))
     if len(only) == 1:
-        return only
+        return only, {}
     reason = f"it holds neither {WEIGHTS} nor {INDEX}, and {len(only)} other .safetensors files"
     raise CheckpointError(folder, reason)
 
