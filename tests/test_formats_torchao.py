@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import zeropoint
@@ -144,3 +146,41 @@ def test_tensor_of_another_class() -> None:
     quantization.quantize_(theirs, quantization.Float8WeightOnlyConfig())
     with pytest.raises(CheckpointError, match="layer '0': a Float8Tensor; Int8Tensor and Intx"):
         zp_torchao.read(theirs)
+
+
+WRONG = st.one_of(
+    st.none(),
+    st.integers(-3, 300),
+    st.text(max_size=3),
+    st.lists(st.integers(-1, 65), max_size=3),
+    st.builds(
+        lambda shape, value, dtype: torch.full(shape, value).to(dtype),
+        st.sampled_from([(), (1,), (32,), (32, 1), (32, 2), (32, 64), (64,), (5, 64), (2, 32)]),
+        st.sampled_from([0.0, 1.0, -1.0, 1e-3, 200.0, float("nan"), float("inf")]),
+        st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.int32, torch.uint8]),
+    ),
+)
+PARTS = ("qdata", "scale", "zero_point", "block_size", "act_pre_scale", "target_dtype")
+ACTIVATIONS = ("act_quant_scale", "act_quant_zero_point", "activation_quantization")
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@given(
+    case=st.sampled_from(["int8 static", "int4 dynamic", "int4 weight-only, zero points"]),
+    part=st.sampled_from([*PARTS, *ACTIVATIONS]),
+    value=WRONG,
+)
+def test_any_parts_of_a_tensor_are_read_or_refused(case: str, part: str, value: Any) -> None:
+    """A living model has no bytes to damage; here are what a state dict may have been made of."""
+    theirs = net()
+    quantization.quantize_(theirs, CASES[case][0])
+    weight = theirs[0].weight.data
+    setattr(weight, part, value)
+    try:
+        contents = zp_torchao.read({"0.weight": weight, "0.bias": theirs[0].bias})
+    except CheckpointError as error:
+        assert error.layer == "0" or error.tensor == "0.weight"  # noqa: PT017
+        return
+    layer = contents.layers["0"].build()
+    assert tuple(layer.weight_qtensor().shape) == (32, 64)
+    assert layer(X).shape == (6, 32)

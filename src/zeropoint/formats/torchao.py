@@ -79,14 +79,22 @@ def _layer(
     def fail(reason: str) -> CheckpointError:
         return CheckpointError(_WHERE, reason, name)
 
+    def part(key: str) -> Tensor | None:
+        value = getattr(tensor, key, None)
+        if value is not None and not isinstance(value, Tensor):
+            raise fail(f"{key} must be a tensor, got {type(value).__name__}")
+        return None if value is None else value.detach()
+
     mode: Mode = "weight-only"
-    qparams = factor = None
+    qparams = None
+    factor = part("act_pre_scale") if kind == "Int8Tensor" else None
     if kind == "Int8Tensor":
         bits = 8
         if tensor.act_quant_kwargs is not None:
-            mode, qparams = _activations(tensor, fail, notes)
-        if tensor.act_pre_scale is not None:
-            factor = tensor.act_pre_scale.detach().to(torch.float32)
+            static = part("act_quant_scale"), part("act_quant_zero_point")
+            mode, qparams = _activations(tensor.act_quant_kwargs, *static, fail, notes)
+        if factor is not None:
+            factor = factor.to(torch.float32)
             if factor.numel() not in (1, tensor.shape[1]):
                 raise fail(f"act_pre_scale of shape {tuple(factor.shape)}")
             factor = factor.reshape(-1).expand(tensor.shape[1]).clone()
@@ -103,13 +111,15 @@ def _layer(
     else:
         raise fail(f"a {kind}; Int8Tensor and IntxUnpackedToInt8Tensor can be read")
     rows, columns = tensor.shape
-    block = tuple(tensor.block_size)
-    integers = tensor.qdata.detach().clone()
-    scale = tensor.scale.detach().clone()
-    zero_point = tensor.zero_point
-    zero_point = torch.zeros_like(scale) if zero_point is None else zero_point.detach()
-    zero_point = zero_point.to(torch.int32)
+    integers, scale, zero_point = part("qdata"), part("scale"), part("zero_point")
+    if integers is None or scale is None:
+        raise fail("it holds no qdata or no scale")
+    if integers.shape != (rows, columns):
+        raise fail(f"qdata must have shape {(rows, columns)}, got {tuple(integers.shape)}")
+    integers, scale = integers.clone(), scale.clone()
+    zero_point = (torch.zeros_like(scale) if zero_point is None else zero_point).to(torch.int32)
     try:
+        block = tuple(tensor.block_size)
         if block == (rows, columns):
             weight = QTensor(integers, scale.reshape(()), zero_point.reshape(()), bits=bits)
         elif block == (1, columns):
@@ -128,19 +138,23 @@ def _layer(
     return contents
 
 
-def _activations(tensor: Any, fail: Any, notes: set[str]) -> tuple[Mode, Any]:
+def _activations(
+    how: Any, scale: Tensor | None, zero_point: Tensor | None, fail: Any, notes: set[str]
+) -> tuple[Mode, Any]:
     """The mode of an Int8Tensor with quantized activations, and their scale and zero point."""
-    if tensor.act_quant_scale is None:
-        how = tensor.act_quant_kwargs
-        if "ASYMMETRIC" not in str(how.mapping_type) or "PerRow" not in str(how.granularity):
+    if scale is None:
+        kind = str(getattr(how, "mapping_type", "")), str(getattr(how, "granularity", ""))
+        if "ASYMMETRIC" not in kind[0] or "PerRow" not in kind[1]:
             notes.add(
                 "torchao quantizes activations about zero or by tensor; zeropoint's dynamic layers "
                 "give each row a scale and zero point, which is as fine or finer"
             )
         return "dynamic", None
-    scale, zero_point = tensor.act_quant_scale, tensor.act_quant_zero_point
     if scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
         raise fail(f"static activations by tensor can be read, got {tuple(scale.shape)} scales")
+    zero_point = torch.zeros(()) if zero_point is None else zero_point
+    if not bool(zero_point.isfinite().all()):
+        raise fail(f"the activations' zero point must be finite, got {zero_point.item()}")
     # torchao's are signed, zeropoint's unsigned: integers and zero point are both raised.
-    zero = 0 if zero_point is None else int(zero_point.item())
+    zero = int(zero_point.item())
     return "static", (float(scale.item()), zero + 128)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
@@ -57,6 +58,29 @@ def table(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
 def shared_buffers(layer: nn.Module) -> dict[str, Tensor]:
     """What a layer holds of it."""
     return {key: b for key in SHARED if (b := layer._buffers.get(key)) is not None}
+
+
+_WIDER = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float64,
+}
+
+
+def widen(layer: nn.Module) -> None:
+    """Give an empty layer room for floats of a wider type than its own. transformers casts what it
+    reads to the type it finds, and would round what does not belong there without a word."""
+    for key, buffer in layer._buffers.items():
+        if buffer is not None and buffer.dtype in _WIDER:
+            layer._buffers[key] = buffer.to(_WIDER[buffer.dtype])
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats in their own type again, if they are exact in it; else the tensor as it is."""
+    if not (tensor.is_floating_point() and dtype.is_floating_point):
+        return tensor
+    narrow = tensor.to(dtype)
+    return narrow if bool(((narrow == tensor) | tensor.isnan()).all()) else tensor
 
 
 def kind_of_weight(layer: Any) -> tuple[Any, ...]:

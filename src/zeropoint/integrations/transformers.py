@@ -40,8 +40,10 @@ try:
         inside,
         is_found_by_tie,
         kind_of_weight,
+        narrowed,
         shared_buffers,
         table,
+        widen,
     )
     from .transformers_config import METHOD, ZeropointConfig
 except ImportError as error:
@@ -108,6 +110,7 @@ class ZeropointQuantizer(HfQuantizer):
                 if isinstance(layer, QuantizedEmbedding):
                     layer.padding_idx = module.padding_idx  # type: ignore[assignment]
                 layer.weight = layer.weight.unsqueeze(-1)
+                widen(layer)
                 replacements[name] = layer
         if infos and not self._infos:
             raise CheckpointError(
@@ -115,7 +118,7 @@ class ZeropointQuantizer(HfQuantizer):
             )
         replace_modules(model, replacements, inplace=True)
         forget_ties(model)
-        self._find_ties(model)
+        self._find_ties(path, model)
         self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         return model
 
@@ -172,21 +175,19 @@ class ZeropointQuantizer(HfQuantizer):
                 _is_loaded(b) for b in shared_buffers(layer).values()
             ):
                 left_out.add(name)
+            made = info.build("meta")
             for key, (_, shape) in info.tensors().items():
-                if name in left_out and key in SHARED:
-                    continue
                 tensor: Tensor = layer._buffers[key]  # type: ignore[assignment]
-                if not _is_loaded(tensor):
+                in_file = name not in left_out or key not in SHARED
+                if in_file and not _is_loaded(tensor):
                     raise CheckpointError(
                         path, "missing from the files", name, qualified(name, key)
                     )
                 # Detached: transformers' mark on the tensor would go with every copy.
                 tensor = tensor.detach()
                 tensor = tensor.squeeze(-1) if key == "weight" else tensor
-                # A model's own rules may widen what is in its modules; that is undone exactly.
-                expected = getattr(info.build("meta"), key).dtype
-                if tensor.is_floating_point() and expected.is_floating_point:
-                    tensor = tensor.to(expected)
+                expected = getattr(made, key).dtype
+                tensor = narrowed(tensor, expected) if in_file else tensor.to(expected)
                 if tensor.dtype != expected or tuple(tensor.shape) != shape:
                     raise CheckpointError(
                         path,
@@ -194,15 +195,19 @@ class ZeropointQuantizer(HfQuantizer):
                         name,
                         qualified(name, key),
                     )
-                check_values(path, name, info, key, tensor)
+                if in_file:
+                    check_values(path, name, info, key, tensor)
                 layer._buffers[key] = tensor
         self._tie(path, model, left_out)
         detach(model)
 
-    def _find_ties(self, model: PreTrainedModel) -> None:
+    def _find_ties(self, path: Path, model: PreTrainedModel) -> None:
         config, prefix = self.quantization_config, model.base_model_prefix
         by_key = {in_table(name, config.layers or {}, prefix): name for name in self._infos}
         for name, owner in config.tied.items():
+            if not isinstance(owner, str) or not {name, owner} <= (config.layers or {}).keys():
+                reason = f"tied to {str(owner)[:80]!r}, but one of them is no quantized layer"
+                raise CheckpointError(path, reason, name)
             if name in by_key and owner in by_key:  # else of a part that this model does not have
                 self._ties[by_key[name]] = by_key[owner]
         if self._ties:
@@ -215,8 +220,6 @@ class ZeropointQuantizer(HfQuantizer):
             if owner in self._ties:
                 raise CheckpointError(path, f"tied to {owner!r}, which is tied itself", name)
             layer, to = model.get_submodule(name), model.get_submodule(owner)
-            if name in left_out:
-                layer.weight = layer.weight.squeeze(-1)  # type: ignore[operator,assignment]
             if kind_of_weight(layer) != kind_of_weight(to):
                 raise CheckpointError(
                     path, f"tied to {owner!r}, whose weight is of another kind", name
