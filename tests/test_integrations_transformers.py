@@ -521,11 +521,12 @@ def test_minilm(tmp_path: Path) -> None:
     assert nn.functional.cosine_similarity(outputs[0], expected, dim=-1).mean() > 0.99
 
 
-def test_sentence_transformers_passes_the_config_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("embeddings", [None, zeropoint.WEIGHT_INT8], ids=["float", "int8"])
+def test_sentence_transformers_passes_the_config_on(embeddings: Any, tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
     from models import minilm_folder
 
-    config = ZeropointConfig("int8-dynamic")
+    config = ZeropointConfig(Recipe(LayerRecipe("dynamic"), embeddings=embeddings))
     encoder = st.SentenceTransformer(
         str(minilm_folder()), model_kwargs={"quantization_config": config}, device="cpu"
     )
@@ -533,4 +534,6 @@ def test_sentence_transformers_passes_the_config_on(tmp_path: Path) -> None:
     again = st.SentenceTransformer(str(tmp_path), device="cpu")
     texts = ["one answer", "at the limit"]
     assert integers(again)
+    tables = [m for m in again.modules() if isinstance(m, zeropoint.QuantizedEmbedding)]
+    assert len(tables) == (0 if embeddings is None else 3)
     assert (encoder.encode(texts) == again.encode(texts)).all()
