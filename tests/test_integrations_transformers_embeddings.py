@@ -37,6 +37,7 @@ from transformers import (  # noqa: E402
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.quantizers import HfQuantizer  # noqa: E402
 
 from zeropoint.integrations.transformers import ZeropointConfig, make_savable  # noqa: E402
 
@@ -347,6 +348,9 @@ def test_wrong_tables_are_refused(change: Any, match: str, good: Path, tmp_path:
 def test_damaged_tensors_are_refused(
     key: str, change: Any, match: str, good: Path, tmp_path: Path
 ) -> None:
+    if match.startswith("must be") and not hasattr(HfQuantizer, "get_new_dtype"):
+        pytest.skip("this transformers casts what it reads before anyone is asked")
+
     def damage(tensors: dict[str, Tensor]) -> None:
         value = tensors.pop(f"{TABLE}.{key}")
         if change is not None:
