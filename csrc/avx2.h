@@ -6,8 +6,10 @@ struct Avx2Base {
   using i32 = __m256i;
   static constexpr int lanes = 8, quantize_width = 32;
   static constexpr int float_rows = 6, float_vecs = 2;
-  static constexpr int group_rows = 4, group_vecs = 2;
-  static constexpr bool keep_sums = false;
+  static constexpr int group_rows = 4;
+  static constexpr int group_vecs(int) { return 2; }
+  static constexpr bool keep_sums = false, unsigned_rows = true;
+  static constexpr int byte_offset = 0;
   static constexpr int a_offset = 0;
   static constexpr bool own_tile = false;
 
@@ -100,7 +102,7 @@ struct Avx2Base {
     }
   }
 
-  // Codes of four bits, eight a lane; see kernel_groups.h.
+  // Codes of four bits, eight a lane; see kernel_groups_tile.h.
   using lut_t = i32;
   static ZP_INLINE lut_t make_lut(int32_t zero) { return set1_i32(zero); }
   template <int J>
@@ -116,6 +118,10 @@ struct Avx2Base {
     return _mm256_and_si256(octet, _mm256_set1_epi8(15));
   }
   static ZP_INLINE i32 high_codes(i32 octet) { return low_codes(_mm256_srli_epi16(octet, 4)); }
+  static ZP_INLINE i32 sub_bytes(i32 a, i32 b) { return _mm256_sub_epi8(a, b); }
+  static ZP_INLINE i32 flip_bytes(i32 v) {
+    return _mm256_xor_si256(v, _mm256_set1_epi8(int8_t(0x80)));
+  }
   static ZP_INLINE i32 twice(i32 v) { return _mm256_or_si256(v, _mm256_slli_epi32(v, 16)); }
 
   template <int J>

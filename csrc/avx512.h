@@ -9,8 +9,10 @@ struct Avx512 {
   static constexpr int lanes = 16, quantize_width = 64;
   static constexpr int int_rows = 6, int_vecs = 4, int_chains = 10;
   static constexpr int float_rows = 6, float_vecs = 4;
-  static constexpr int group_rows = 6, group_vecs = 4;
-  static constexpr bool keep_sums = false;
+  static constexpr int group_rows = 6;
+  static constexpr int group_vecs(int rows) { return rows <= 3 ? 4 : 2; }
+  static constexpr bool keep_sums = true, unsigned_rows = true;
+  static constexpr int byte_offset = 0;
   static constexpr int a_offset = 0;
   static constexpr bool own_tile = false;
   static constexpr int a_bytes = 1;
@@ -96,7 +98,7 @@ struct Avx512 {
   // acc + the two products of 16-bit halves.
   static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
-  // Codes of four bits, eight a lane; see kernel_groups.h.
+  // Codes of four bits, eight a lane; see kernel_groups_tile.h.
   using lut_t = f32;
   static ZP_INLINE lut_t make_lut(int32_t zero) {
     const f32 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -117,6 +119,11 @@ struct Avx512 {
   static ZP_INLINE i32 twice(i32 v) { return _mm512_or_si512(v, _mm512_slli_epi32(v, 16)); }
   static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
     return _mm512_dpbusd_epi32(acc, codes, a);
+  }
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) { return dot_codes(acc, codes, a); }
+  static ZP_INLINE i32 sub_bytes(i32 a, i32 b) { return _mm512_sub_epi8(a, b); }
+  static ZP_INLINE i32 flip_bytes(i32 v) {
+    return _mm512_xor_si512(v, _mm512_set1_epi8(int8_t(0x80)));
   }
 
   // Byte J of each four, sign-extended, less the zero point.

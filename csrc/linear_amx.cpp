@@ -14,6 +14,9 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups_tile.h"
+#include "kernel_groups_int.h"
+#include "kernel_groups_float.h"
 #include "kernel_groups.h"
 #include "avx512.h"
 #include "isa_table.h"
@@ -40,7 +43,6 @@ struct alignas(64) TileConfig {
   }
 };
 
-constexpr int64_t kQuadBytes = 4 * kPanel;               // of a panel, for four k
 constexpr int64_t kStepBytes = int64_t(kStep) * kPanel;  // of a panel, for one step
 constexpr int64_t kGroup = 128;                          // rows whose accumulators stay in L1
 constexpr int64_t kStayBytes = 3 << 18;                  // weights that L2 keeps beside rows

@@ -12,6 +12,9 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups_tile.h"
+#include "kernel_groups_int.h"
+#include "kernel_groups_float.h"
 #include "kernel_groups.h"
 #include "avx2.h"
 
@@ -42,17 +45,24 @@ struct Avx2 : Avx2Base {
     __builtin_memcpy(&odd, a + 4, 4);
     return {_mm256_set1_epi32(even), _mm256_set1_epi32(odd)};
   }
-  static ZP_INLINE w_t load_w(const int8_t* w) {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+  static ZP_INLINE w_t signed_halves(__m256i v) {
     return {_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8), _mm256_srai_epi16(v, 8)};
+  }
+  static ZP_INLINE w_t load_w(const int8_t* w) {
+    return signed_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
   }
   static ZP_INLINE i32 add_pairs(i32 acc, i32 a, i32 b) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
   }
-  // Two products of a code and a byte are at most 2 * 15 * 128: here VPMADDUBSW is exact.
+  // Two products of a code and a byte are at most 2 * 15 * 255: here VPMADDUBSW is exact.
   static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
     const i32 pairs = _mm256_maddubs_epi16(codes, a);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) {
+    const __m256i even = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
+    const __m256i odd = _mm256_srli_epi16(codes, 8);
+    return dot(acc, signed_halves(a), {even, odd});
   }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a.even, w.even));

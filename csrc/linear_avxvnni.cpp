@@ -11,6 +11,9 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups_tile.h"
+#include "kernel_groups_int.h"
+#include "kernel_groups_float.h"
 #include "kernel_groups.h"
 #include "avx2.h"
 
@@ -34,6 +37,7 @@ struct AvxVnni : Avx2Base {
   static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
     return _mm256_dpbusd_avx_epi32(acc, codes, a);
   }
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) { return dot_codes(acc, codes, a); }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) { return _mm256_dpbusd_avx_epi32(acc, a, w); }
 };
 

@@ -36,9 +36,9 @@ struct GroupCall {
   Type y_type;
 };
 
-// Rows [begin, begin + count) as signed integers, groups padded, with what the epilogue needs.
-void prepare(const Isa& isa, const GroupCall& c, int64_t begin, int64_t count, int64_t stride,
-             int8_t* a, int32_t* start, Row* row) {
+// Rows [begin, begin + count) as bytes, signed or not, groups padded, with what the epilogue needs.
+void prepare(const Isa& isa, const GroupCall& c, int64_t begin, int64_t count, bool is_signed,
+             int64_t stride, int8_t* a, int32_t* start, Row* row) {
   uint8_t* integers = rooms.integers.get(round_up(c.w.k, kStep));
   for (int64_t i = 0; i < count; i++) {
     const void* x = row_of(c.x, begin + i);
@@ -55,7 +55,8 @@ void prepare(const Isa& isa, const GroupCall& c, int64_t begin, int64_t count, i
       if (c.x.type == S8) lower = 0;
     }
     row[i].zero_point -= lower;
-    isa.prepare_groups(c.w, q, uint8_t(lower), a + i * stride, start + i * c.w.groups);
+    const uint8_t flip = uint8_t(is_signed ? lower : 128 - lower);
+    isa.prepare_groups(c.w, q, flip, a + i * stride, start ? start + i * c.w.groups : nullptr);
   }
 }
 
@@ -78,14 +79,16 @@ void piece(const Isa& isa, const GroupCall& c, Range rows, Range panels) {
   b.sum = rooms.sum.get(most * kPanel);
   b.scratch = rooms.scratch.get(group_scratch(w));
   b.x_stride = integers ? stride : convert ? w.k : c.x.stride;
-  int32_t* start = integers ? rooms.start.get(most * w.groups) : nullptr;
+  const bool centered = integers && !w.bytes && most > 2 * isa.group_rows;
+  int32_t* start = integers && !centered ? rooms.start.get(most * w.groups) : nullptr;
   Row* row = integers ? rooms.row.get(most) : nullptr;
+  b.centered = centered;
   b.start = start;
   b.row = row;
   for (int64_t m = rows.begin; m < rows.end; m += most) {
     b.rows = std::min(most, rows.end - m);
     if (integers) {
-      prepare(isa, c, m, b.rows, stride, a, start, row);
+      prepare(isa, c, m, b.rows, !(centered && isa.unsigned_rows), stride, a, start, row);
       b.x = a;
     } else {
       b.x = to_floats(c.x, m, b.rows, w.k, floats);

@@ -13,6 +13,9 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups_tile.h"
+#include "kernel_groups_int.h"
+#include "kernel_groups_float.h"
 #include "kernel_groups.h"
 #include "neon.h"
 
@@ -24,6 +27,7 @@ struct Neon : NeonBase {
   };
   using w_t = a_t;
   static constexpr int int_rows = 4, int_vecs = 4, int_chains = 0, a_offset = 128;
+  static constexpr int byte_offset = 128;  // there is no product of unsigned and signed
   static constexpr bool own_tile = false;
 
   static ZP_INLINE a_t load_a(const uint8_t* a) {
@@ -40,6 +44,13 @@ struct Neon : NeonBase {
     const int8x16_t w = vreinterpretq_s8_s32(codes), x = vreinterpretq_s8_s32(a);
     const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
     return vpadalq_s16(acc, vpaddq_s16(low, high));
+  }
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) {
+    const int8x16_t w = vreinterpretq_s8_s32(flip_bytes(codes)), x = vreinterpretq_s8_s32(a);
+    // Twos of products do not fit int16: each is widened before it is added.
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+    const int32x4_t high = vpaddlq_s16(vmull_high_s8(w, x));
+    return vaddq_s32(acc, vpaddq_s32(low, high));
   }
   static ZP_INLINE i32 dot(i32 acc, a_t a, w_t w) {
     acc = vpadalq_s16(acc, vmull_s8(a.first, w.first));

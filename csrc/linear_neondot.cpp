@@ -12,6 +12,9 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups_tile.h"
+#include "kernel_groups_int.h"
+#include "kernel_groups_float.h"
 #include "kernel_groups.h"
 #include "neon.h"
 
@@ -20,6 +23,7 @@ struct NeonDot : NeonBase {
   using w_t = int8x16_t;
   using lane_t = int8x16_t;
   static constexpr int int_rows = 4, int_vecs = 4, int_chains = 0, a_offset = 128;
+  static constexpr int byte_offset = 128;  // there is no product of unsigned and signed
   static constexpr bool own_tile = true;
 
   static ZP_INLINE a_t load_a(const uint8_t* a) { return lowered(four_bytes(a)); }
@@ -28,6 +32,9 @@ struct NeonDot : NeonBase {
 
   static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(a));
+  }
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) {
+    return dot_codes(acc, flip_bytes(codes), a);
   }
 
   static ZP_INLINE lane_t load_lanes(const uint8_t* a) { return lowered(vld1q_u8(a)); }

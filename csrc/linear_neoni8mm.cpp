@@ -13,6 +13,9 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups_tile.h"
+#include "kernel_groups_int.h"
+#include "kernel_groups_float.h"
 #include "kernel_groups.h"
 #include "neon.h"
 
@@ -21,6 +24,7 @@ struct NeonI8mm : NeonBase {
   using w_t = int8x16_t;
   using lane_t = uint8x16_t;
   static constexpr int int_rows = 8, int_vecs = 2, int_chains = 0, a_offset = 0;
+  static constexpr int byte_offset = 0;
   static constexpr bool own_tile = true;
 
   static ZP_INLINE a_t load_a(const uint8_t* a) { return four_bytes(a); }
@@ -29,6 +33,9 @@ struct NeonI8mm : NeonBase {
 
   static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
     return vdotq_s32(acc, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(a));
+  }
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) {
+    return vusdotq_s32(acc, vreinterpretq_u8_s32(codes), vreinterpretq_s8_s32(a));
   }
 
   static ZP_INLINE lane_t load_lanes(const uint8_t* a) { return vld1q_u8(a); }

@@ -8,14 +8,19 @@ namespace {
 #include "kernel_quantize.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
+#include "kernel_groups_tile.h"
+#include "kernel_groups_int.h"
+#include "kernel_groups_float.h"
 #include "kernel_groups.h"
 
 struct Portable {
   static constexpr int lanes = 4, quantize_width = 4;
   static constexpr int int_rows = 4, int_vecs = 2, int_chains = 0;
   static constexpr int float_rows = 4, float_vecs = 2, a_bytes = 1;
-  static constexpr int group_rows = 4, group_vecs = 2;
-  static constexpr bool keep_sums = false;
+  static constexpr int group_rows = 4;
+  static constexpr int group_vecs(int) { return 2; }
+  static constexpr bool keep_sums = false, unsigned_rows = false;
+  static constexpr int byte_offset = 0;
   static constexpr int a_offset = 0;
   static constexpr bool own_tile = false;
   static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;
@@ -158,7 +163,7 @@ struct Portable {
                       __builtin_shufflevector(low, high, 1, 3, 5, 7);
     return each<i32>([&](int l) { return int32_t(uint32_t(acc.v[l]) + uint32_t(sum[l])); });
   }
-  // Codes of four bits, eight a lane; see kernel_groups.h.
+  // Codes of four bits, eight a lane; see kernel_groups_tile.h.
   using lut_t = i32;
   static ZP_INLINE lut_t make_lut(int32_t zero) { return set1_i32(zero); }
   template <int J>
@@ -188,6 +193,28 @@ struct Portable {
       for (int j = 4 * l; j < 4 * l + 4; j++) sum += w[j] * x[j];
       return sum;
     });
+  }
+
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) {
+    uint8_t w[16];
+    int8_t x[16];
+    __builtin_memcpy(w, &codes, 16);
+    __builtin_memcpy(x, &a, 16);
+    return each<i32>([&](int l) {
+      int32_t sum = acc.v[l];
+      for (int j = 4 * l; j < 4 * l + 4; j++) sum += w[j] * x[j];
+      return sum;
+    });
+  }
+  static ZP_INLINE i32 sub_bytes(i32 a, i32 b) {
+    uint8_t x[16], y[16];
+    __builtin_memcpy(x, &a, 16);
+    __builtin_memcpy(y, &b, 16);
+    for (int i = 0; i < 16; i++) x[i] = uint8_t(x[i] - y[i]);
+    return load_i32(x);
+  }
+  static ZP_INLINE i32 flip_bytes(i32 v) {
+    return each<i32>([&](int l) { return int32_t(uint32_t(v.v[l]) ^ 0x80808080u); });
   }
 
   template <int J>

@@ -156,11 +156,12 @@ NB_MODULE(_core, m) {
 
   nb::class_<zp::PackedGroups>(m, "PackedGroups")
       .def("__init__",
-           [](zp::PackedGroups* self, Address codes, int64_t n, int64_t k, int64_t group,
+           [](zp::PackedGroups* self, Address codes, int bits, int64_t n, int64_t k, int64_t group,
               Address scale, int scale_type, Address zero_point) {
              if (n < 0 || k < 0) throw nb::value_error("negative size");
-             if (group < 1 || group > zp::kMaxGroup) throw nb::value_error("group: 1 to 2^20");
-             new (self) zp::PackedGroups(at<const uint8_t>(codes), n, k, group, at(scale),
+             const int64_t most = bits > 4 ? zp::kMaxBytesGroup : zp::kMaxGroup;
+             if (group < 1 || group > most) throw nb::value_error("group: 1 to 2^20 or 2^16");
+             new (self) zp::PackedGroups(at<const uint8_t>(codes), bits, n, k, group, at(scale),
                                          float_type(scale_type), at<const int32_t>(zero_point));
            })
       .def_ro("out_features", &zp::PackedGroups::n)

@@ -7,8 +7,9 @@ struct NeonBase {
   using i32 = int32x4_t;
   static constexpr int lanes = 4, quantize_width = 16, a_bytes = 1;
   static constexpr int float_rows = 6, float_vecs = 4;
-  static constexpr int group_rows = 3, group_vecs = 4;
-  static constexpr bool keep_sums = true;
+  static constexpr int group_rows = 3;
+  static constexpr int group_vecs(int) { return 4; }
+  static constexpr bool keep_sums = true, unsigned_rows = false;
   static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;
 
   static ZP_INLINE f32 zero_f32() { return vdupq_n_f32(0.0f); }
@@ -83,7 +84,7 @@ struct NeonBase {
     return vaddq_s32(acc, vpaddq_s32(low, high));
   }
 
-  // Codes of four bits, eight a lane; see kernel_groups.h.
+  // Codes of four bits, eight a lane; see kernel_groups_tile.h.
   using lut_t = i32;
   static ZP_INLINE lut_t make_lut(int32_t zero) { return vdupq_n_s32(zero); }
   template <int J>
@@ -106,7 +107,13 @@ struct NeonBase {
   static ZP_INLINE i32 high_codes(i32 octet) {
     return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(octet), 4));
   }
-  static ZP_INLINE i32 twice(i32 v) { return vorrq_s32(v, vshlq_n_s32(v, 16)); }
+  static ZP_INLINE i32 twice(i32 v) { return vsliq_n_s32(v, v, 16); }
+  static ZP_INLINE i32 sub_bytes(i32 a, i32 b) {
+    return vreinterpretq_s32_u8(vsubq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)));
+  }
+  static ZP_INLINE i32 flip_bytes(i32 v) {
+    return vreinterpretq_s32_u8(veorq_u8(vreinterpretq_u8_s32(v), vdupq_n_u8(0x80)));
+  }
 
   // Byte J of each four, sign-extended, less the zero point.
   template <int J>

@@ -20,7 +20,7 @@ float scale_at(const void* scales, Type type, int64_t i) {
 
 }  // namespace
 
-PackedGroups::PackedGroups(const uint8_t* codes, int64_t n, int64_t k, int64_t group,
+PackedGroups::PackedGroups(const uint8_t* codes, int bits, int64_t n, int64_t k, int64_t group,
                            const void* scale, Type scale_type, const int32_t* zero_point)
     : n(n),
       k(k),
@@ -28,17 +28,16 @@ PackedGroups::PackedGroups(const uint8_t* codes, int64_t n, int64_t k, int64_t g
       groups(ceil_div(k, group)),
       panels(ceil_div(n, kPanel)),
       group_padded(round_up(this->group, 8)),
-      scale_type(scale_type) {
+      scale_type(scale_type),
+      bytes(bits > 4) {
   const int64_t size = scale_type == F32 ? 4 : 2, all = n * groups;
   bool one_zero = true;
   for (int64_t i = 1; i < all; i++) one_zero &= zero_point[i] == zero_point[0];
   if (one_zero) zero = all ? zero_point[0] : 0;
   const int64_t behind = kPanel * (size + (one_zero ? 0 : 1));  // scales and zero points
-  codes_bytes = group_padded * (kPanel / 2);
-  record_bytes = codes_bytes + behind;
+  record_bytes = codes_bytes(group_padded) + behind;
   const int64_t last = groups ? size_of(groups - 1) : 0;
-  panel_bytes =
-      groups ? (groups - 1) * record_bytes + round_up(last, 8) * (kPanel / 2) + behind : 0;
+  panel_bytes = groups ? (groups - 1) * record_bytes + codes_bytes(last) + behind : 0;
   try {
     weight = allocate<uint8_t>(panels * panel_bytes);
     sum = allocate<float>(panels * kPanel);
@@ -56,10 +55,10 @@ PackedGroups::PackedGroups(const uint8_t* codes, int64_t n, int64_t k, int64_t g
       const uint8_t* from = codes + i * k + g * group;
       int64_t exact = -count * zero_point[at];
       for (int64_t j = 0; j < count; j++) {
-        to[j / 8 * (4 * kPanel) + lane * 4 + j % 4] |= uint8_t(from[j] << (j % 8 / 4 * 4));
+        to[place(j, lane)] |= uint8_t(from[j] << shift(j));
         exact += from[j];
       }
-      to += round_up(count, 8) * (kPanel / 2);
+      to += codes_bytes(count);
       std::memcpy(to + lane * size, static_cast<const char*>(scale) + at * size, size_t(size));
       if (!one_zero) to[kPanel * size + lane] = uint8_t(zero_point[at]);
       total = std::fmaf(float(exact), scale_at(scale, scale_type, at), total);
@@ -77,8 +76,8 @@ void PackedGroups::unpack(uint8_t* codes) const {
   for (int64_t i = 0; i < n; i++)
     for (int64_t j = 0; j < k; j++) {
       const int64_t in = j % group;
-      const uint8_t* from = record(i / kPanel, j / group) + in / 8 * (4 * kPanel);
-      codes[i * k + j] = from[i % kPanel * 4 + in % 4] >> (in % 8 / 4 * 4) & 15;
+      const uint8_t* from = record(i / kPanel, j / group);
+      codes[i * k + j] = from[place(in, i % kPanel)] >> shift(in) & (bytes ? 255 : 15);
     }
 }
 

@@ -71,9 +71,10 @@ struct PackedFloat {
   size_t nbytes() const;
 };
 
-// Weights of up to four bits in groups along k for the hardware. A code is the integer less the
-// smallest one, 0..15. Panels of 64 outputs; in each, for each group in turn, a record: codes
-// [k/8][64 lanes][4 bytes], of eight k the first four in the low halves of the bytes; then 64
+// Weights in groups along k for the hardware. A code is the integer less the smallest one: 0..15
+// for weights of up to four bits, else 0..255. Panels of 64 outputs; in each, for each group in
+// turn, a record: codes [k/8][64 lanes][4 bytes], of eight k the first four in the low halves of
+// the bytes, or [k/4][64 lanes][4 bytes] where a code takes a byte, k padded to eight; then 64
 // scales; then 64 zero points (as codes, a byte each), unless all weights have one.
 //
 //   integers: y[m][n] = fma(-zero_x[m], C[n], sum over g, in order, fma(float(acc[g]), scale[n][g],
@@ -84,21 +85,26 @@ struct PackedFloat {
 //             p[g] = chain over k in g of fma(x[m][k], float(code[n][k] - zero[n][g]), p)
 //
 // Overflow: |q_x| <= 128 and codes below 16, so |acc| <= 1920 k, within int32 up to k = 1118481:
-// the bound kMaxGroup.
-constexpr int64_t kMaxGroup = 1 << 20;
+// the bound kMaxGroup. Codes below 256: 32640 k, up to 65793: kMaxBytesGroup.
+constexpr int64_t kMaxGroup = 1 << 20, kMaxBytesGroup = 1 << 16;
+
+// k of a panel that many rows are multiplied with at a time, so that it stays in the first cache:
+// of integers, and of floats.
+constexpr int64_t kIntPart = 256, kFloatPart = 128;
 
 struct PackedGroups {
   int64_t n = 0, k = 0, group = 0, groups = 0, panels = 0;
   int64_t group_padded = 0;  // to octets
-  int64_t record_bytes = 0, codes_bytes = 0, panel_bytes = 0;
+  int64_t record_bytes = 0, panel_bytes = 0;
   Type scale_type = F32;  // F32, BF16 or F16
+  bool bytes = false;     // codes take a byte each
   int32_t zero = -1;      // the zero point of all weights, or -1: each group has its own
   uint8_t* weight = nullptr;
   float* sum = nullptr;  // C, [panels * 64]
 
-  // codes [n][k]; scale [n][groups] of scale_type; zero_point [n][groups], as codes.
-  PackedGroups(const uint8_t* codes, int64_t n, int64_t k, int64_t group, const void* scale,
-               Type scale_type, const int32_t* zero_point);
+  // codes [n][k] of `bits` bits; scale [n][groups] of scale_type; zero_point [n][groups], as codes.
+  PackedGroups(const uint8_t* codes, int bits, int64_t n, int64_t k, int64_t group,
+               const void* scale, Type scale_type, const int32_t* zero_point);
   ~PackedGroups();
   PackedGroups(const PackedGroups&) = delete;
   PackedGroups& operator=(const PackedGroups&) = delete;
@@ -109,9 +115,16 @@ struct PackedGroups {
   const uint8_t* record(int64_t p, int64_t g) const {
     return weight + p * panel_bytes + g * record_bytes;
   }
+  int64_t codes_bytes(int64_t count) const {  // of so many k
+    return round_up(count, 8) * (bytes ? kPanel : kPanel / 2);
+  }
+  // Code i of a group: in which byte of its record, and how far up in it.
+  int64_t place(int64_t i, int64_t lane) const {
+    return i / (bytes ? 4 : 8) * (4 * kPanel) + lane * 4 + i % 4;
+  }
+  int shift(int64_t i) const { return bytes ? 0 : int(i % 8 / 4 * 4); }
   bool paired() const { return group <= 480; }  // half the sum of a group fits int16
-  // Groups that are unpacked at a time for many rows: some 32 KB of floats or bytes.
-  int64_t part() const { return group >= 512 ? 1 : 512 / group; }
+  int64_t part(int64_t k) const { return group >= k ? 1 : k / group; }  // groups of some k
 };
 
 // What follows the sum and the bias: y = activation(x A^T + b) + residual, in float32.
@@ -174,10 +187,11 @@ struct FloatBlock {
 struct GroupBlock {
   const PackedGroups* w;
   int64_t panel_begin, panel_end;
-  const void* x;  // int8, each group padded to octets; or float32, where `row` is null
+  const void* x;  // bytes, each group padded to octets; or float32, where `row` is null
   int64_t x_stride;
-  const int32_t* start;  // [rows][groups], by Isa::prepare_groups
-  const Row* row;        // of integers; zero_point is theirs, lowered like them
+  bool centered;         // bytes: weights are made less their zero points first, for many rows
+  const int32_t* start;  // [rows][groups], by Isa::prepare_groups; unless centered
+  const Row* row;        // of bytes; zero_point is that of signed ones
   int64_t rows;
   const float* bias;  // [panels * 64], or null
   void* y;
@@ -188,7 +202,11 @@ struct GroupBlock {
   Post post;
 };
 
-inline int64_t group_scratch(const PackedGroups& w) { return w.part() * w.group_padded * kPanel; }
+inline int64_t group_scratch(const PackedGroups& w) {
+  const int64_t floats = w.part(kFloatPart) * w.group_padded;
+  const int64_t ints = w.part(kIntPart) * (w.group_padded / 4 + 1);
+  return kPanel * (floats > ints ? floats : ints);
+}
 
 // One row of floats to unsigned 8-bit integers. `q` has room for k rounded up to kStep; what lies
 // beyond k is filled with zeros.
@@ -225,12 +243,13 @@ struct Isa {
   void (*group_block)(const GroupBlock&);
   void (*prepare_groups)(const PackedGroups& w, const uint8_t* q, uint8_t flip, int8_t* a,
                          int32_t* start);
+  int group_rows;      // of integers: the most that read weights as they are packed
+  bool unsigned_rows;  // beyond, with `centered`: whether they are to be unsigned
   // Null, or: a row of quantized activations to the form the kernel reads, of 2 bytes each.
   void (*widen)(const uint8_t* q, int64_t k_padded, uint8_t* to);
   Limits limits;
 };
 
-constexpr int64_t kFloatPart = 128;  // k of a panel that is made floats at a time
 inline int64_t float_scratch(int64_t rows) { return (kFloatPart + rows) * kPanel; }
 
 // dispatch.cpp

@@ -77,12 +77,13 @@ def test_k_not_a_multiple_of_the_group(kind: str, group: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "weight_only"])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("scales", FLOATS)
 def test_widths_and_types_of_scale(kind: str, bits: int, scales: torch.dtype) -> None:
     for signed in (False, True):
         w = weight(33, 64, spec(bits, 16, signed, scales))
-        check(kind, torch.randn(5, 64), w)
+        for rows in (5, 14):
+            check(kind, torch.randn(rows, 64), w)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static", "weight_only"])
@@ -98,19 +99,23 @@ def test_zero_points_of_long_groups(group: int) -> None:
     check("dynamic", x, weight(9, 1200, spec(group=group)))
 
 
-def test_accumulators_at_their_extremes() -> None:
-    codes = torch.full((3, 512), 15, dtype=torch.uint8)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [2, 20])
+def test_accumulators_at_their_extremes(bits: int, rows: int) -> None:
+    top = 2**bits - 1
+    codes = torch.full((3, 512), top, dtype=torch.uint8)
     codes[1] = 0
-    zero = torch.tensor([[0], [15], [0]])
-    w = QTensor(codes, torch.ones(3, 1), zero, bits=4, group_size=512)
-    for value in (-128, 127):
-        q = QTensor(torch.full((2, 512), value, dtype=torch.int8), 1.0, 0)
-        with zeropoint.force_isa("reference"):
-            expected = F.linear_static(q, w)
-        assert expected[0, 0] == value * 15 * 512
-        for isa in ISAS:
-            with zeropoint.force_isa(isa):
-                assert_same_bits(F.linear_static(q, w), expected, isa)
+    for zeros in ([0, top, 0], [top, 0, top], [0, 0, 0]):
+        zero = torch.tensor(zeros, dtype=torch.int32)[:, None]
+        w = QTensor(codes, torch.ones(3, 1), zero, bits=bits, group_size=512)
+        for value in (-128, 127):
+            q = QTensor(torch.full((rows, 512), value, dtype=torch.int8), 1.0, 0)
+            with zeropoint.force_isa("reference"):
+                expected = F.linear_static(q, w)
+            assert expected[0, 0] == value * (top - zeros[0]) * 512
+            for isa in ISAS:
+                with zeropoint.force_isa(isa):
+                    assert_same_bits(F.linear_static(q, w), expected, isa)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -170,13 +175,18 @@ def test_packed_and_back(signed: bool, shape: tuple[int, int]) -> None:
     assert_same_bits(F.linear_dynamic(x, packed), F.linear_dynamic(x, w), "packed")
 
 
-def test_groups_wider_than_four_bits_compute_by_the_reference() -> None:
-    w = weight(6, 32, spec(bits=5, group=8))
-    assert not kernels.has_kernel(w)
-    x = torch.randn(2, 32)
-    with zeropoint.force_isa("reference"):
-        expected = F.linear_dynamic(x, w)
-    assert_same_bits(F.linear_dynamic(x, w), expected, "reference")
+def test_groups_beyond_what_int32_holds_compute_by_the_reference() -> None:
+    for bits, longest in ((4, 1 << 20), (8, 1 << 16)):
+        for size in (longest, longest + 1):
+            w = QTensor(
+                torch.ones(1, 8, dtype=torch.uint8),
+                torch.ones(1, 1),
+                torch.zeros(1, 1, dtype=torch.int32),
+                bits=bits,
+                group_size=size,
+            )
+            assert kernels.has_kernel(w) == (size == longest)
+            assert F.linear_dynamic(torch.ones(1, 8), w).shape == (1, 1)
 
 
 @given(
@@ -184,7 +194,7 @@ def test_groups_wider_than_four_bits_compute_by_the_reference() -> None:
     n=st.integers(0, 80),
     k=st.integers(0, 70),
     group=st.integers(1, 80),
-    bits=st.integers(2, 4),
+    bits=st.integers(2, 8),
     signed=st.booleans(),
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 1000),

@@ -90,8 +90,8 @@ inline Packed pack(const Problem& p, Guarded::Side side) {
     for (size_t i = 0; i < p.group_scale.size(); i++)
       put(scales.as(), p.scale_type, int64_t(i), p.group_scale[i]);
     packed.groups =
-        std::make_unique<zp::PackedGroups>(p.w.empty() ? nullptr : w.as(), p.n, p.k, p.group,
-                                           scales.as(), p.scale_type, zero.as<int32_t>());
+        std::make_unique<zp::PackedGroups>(p.w.empty() ? nullptr : w.as(), p.bits, p.n, p.k,
+                                           p.group, scales.as(), p.scale_type, zero.as<int32_t>());
     return packed;
   }
   packed.integers =
@@ -205,7 +205,9 @@ void on_each_isa(const std::string& name, const F& f) {
 }
 
 inline std::string groups_of(const Problem& p) {
-  return p.group ? " groups of " + std::to_string(p.group) + " " + kTypes[p.scale_type] : "";
+  if (!p.group) return "";
+  return " groups of " + std::to_string(p.group) + " " + kTypes[p.scale_type] + " " +
+         std::to_string(p.bits) + " bits";
 }
 
 // On every instruction set, with each number of threads up to `most`.

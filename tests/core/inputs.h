@@ -96,6 +96,15 @@ inline Problem with_one_zero(Problem p, int zero = 8) {
   return p;
 }
 
+// The same with codes of eight bits, of which the first are the old ones: outputs stay varied.
+inline Problem with_bytes(Problem p, uint32_t seed = 3) {
+  Random random(seed);
+  p.bits = 8;
+  for (int& w : p.w) w += 16 * random.integer(0, 15);
+  for (auto& zero : p.w_zero) zero = random.integer(0, 255);
+  return p;
+}
+
 // Every mode with every type that it takes; each type of scale with some of them.
 template <class F>
 void every_group_mode(const Shape& shape, int64_t group, const F& f) {

@@ -90,6 +90,7 @@ struct Problem {
   std::vector<uint32_t> float_w;  // likewise: codes, [n][k]
   std::vector<float> w_scale;     // [n], or [1]
   std::vector<int32_t> w_zero;
+  int bits = 4;  // of the codes, with groups
   int64_t group =
       0;  // 0: none. Else w are codes, and there is a w_zero for each group, [n][groups]
   Type scale_type = zp::F32;

@@ -1,4 +1,4 @@
-// Weights of up to four bits in groups, each with a scale and a zero point of its own.
+// Weights in groups, each with a scale and a zero point of its own.
 #include <thread>
 
 #include "inputs.h"
@@ -10,10 +10,12 @@ using namespace inputs;
 constexpr int64_t kGroups[] = {1, 3, 8, 20, 32, 64, 480, 481, 1000, zp::kMaxGroup};
 constexpr Mode kGroupModes[] = {Dynamic, Static, WeightOnly, Integer};
 
-// With a zero point for each group, then with one for all.
+// With a zero point for each group, then with one for all; of four bits and of eight.
 void check(const Problem& p, const std::string& name, int threads = 2) {
   harness::check(p, name, threads);
   harness::check(with_one_zero(p), name + " of one zero point", threads);
+  if (p.bits > 4 || p.group > zp::kMaxBytesGroup) return;
+  check(with_bytes(p), name, threads);
 }
 
 zp::Type some_type(Mode mode) { return mode == Integer ? U8 : F32; }
@@ -89,6 +91,20 @@ TEST(groups_strided_input) {
     p.stride = 0;
     check(p, "groups_strided_input");
   });
+}
+
+TEST(groups_of_bytes_at_their_extremes) {
+  for (const int64_t group : {480, 481, 2000})
+    for (const int code : {0, 255})
+      for (const int64_t rows : {2, 9}) {
+        Problem p = with_bytes(make_groups(Integer, S8, {rows, 2000, 9}, group));
+        p.dull = true;
+        std::fill(p.w.begin(), p.w.end(), code);
+        for (size_t i = 0; i < p.w_zero.size(); i++) p.w_zero[i] = i % 2 ? 0 : 255;
+        for (size_t i = 0; i < p.x.size(); i++) p.x[i] = i / 2000 % 2 ? 0x80 : 0x7f;
+        check(p, "groups_of_bytes_at_their_extremes");
+        harness::check(with_one_zero(p, 255 - code), "groups_of_bytes_at_their_extremes");
+      }
 }
 
 TEST(groups_of_many) {  // more k than is unpacked at a time, more rows than lie in a block

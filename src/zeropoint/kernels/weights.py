@@ -14,15 +14,14 @@ from ..spec import integer_range
 from ..tensor import QTensor
 from .isas import TYPES, core, state
 
-LARGEST_GROUP = 1 << 20
-"""``kMaxGroup`` of csrc/zeropoint.h."""
+LARGEST_GROUP = {True: 1 << 20, False: 1 << 16}
+"""Of up to four bits, and of more: ``kMaxGroup``, ``kMaxBytesGroup`` of csrc/zeropoint.h."""
 
 
 def has_kernel(weight: QTensor) -> bool:
-    """Whether the core can pack this weight. Groups of inputs with scales of their own it knows up
-    to 4 bits; wider ones the reference computes. Without groups the integers take a byte each."""
+    """Whether the core can pack this weight: groups must not be so long that sums overflow."""
     group_size = weight.group_size
-    return group_size is None or (weight.bits <= 4 and group_size <= LARGEST_GROUP)
+    return group_size is None or group_size <= LARGEST_GROUP[weight.bits <= 4]
 
 
 class Packed:
@@ -70,6 +69,7 @@ class Packed:
             zero_codes = zero_point.to(torch.int32) - qmin
             self.core = core.PackedGroups(
                 codes.data_ptr(),
+                weight.bits,
                 self.out_features,
                 self.in_features,
                 weight.group_size,
