@@ -51,7 +51,7 @@ def texts() -> dict[str, str]:
 
 def test_every_extra_that_is_named_exists() -> None:
     named = {name: where for where, text in texts().items() for name in named_in(text)}
-    assert {"gguf", "report", "search", "models", "transformers"} <= named.keys()
+    assert {"gguf", "onnx", "report", "search", "models", "transformers"} <= named.keys()
     assert named.keys() <= EXTRAS.keys(), named
 
 
@@ -74,9 +74,10 @@ def test_importing_zeropoint_brings_no_optional_package() -> None:
     assert done.stdout == "[]\n"
 
 
-OPTIONAL = ("gguf", "jinja2", "matplotlib", "scipy", "sklearn", "transformers")
+OPTIONAL = ("gguf", "jinja2", "matplotlib", "onnx", "scipy", "sklearn", "transformers")
 NEEDED = {  # what is asked for, the extra that the error names
     "zeropoint.formats.gguf.read('x.gguf')": "gguf",
+    "zeropoint.formats.onnx.write(model, 'x.onnx', (x,))": "onnx",
     "import zeropoint.integrations.transformers": "transformers",
     "zeropoint.sources.load_model('folder')": "models",
     "report.to_html('x.html')": "report",
@@ -100,7 +101,8 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         from torch import nn
         sys.modules.update(dict.fromkeys({OPTIONAL!r}))
         import zeropoint
-        import zeropoint.formats.gguf, zeropoint.sources, zeropoint.splits, zeropoint.statistics
+        import zeropoint.formats.gguf, zeropoint.formats.onnx
+        import zeropoint.sources, zeropoint.splits, zeropoint.statistics
         x = torch.randn(8, 4)
         model = nn.Sequential(nn.Linear(4, 4))
         report = zeropoint.compare(model, zeropoint.quantize(model), [x], repeats=0)

@@ -67,6 +67,8 @@ SHARED = {
         *("contents", "foreign_scales", "hf_folder", "int32_words", "new_folder"),
         # gguf's
         "gguf_file",
+        # onnx's
+        *("onnx_embedding", "onnx_graph", "onnx_lowering", "onnx_operators", "onnx_weights"),
         # compressed_tensors'
         "compressed_config",
         # torch_ao's
