@@ -162,6 +162,7 @@ def test_rows_that_hold_no_number_or_huge_or_tiny_ones(file: Path) -> None:
     x[3], x[4] = 0, 1e-42
     x[5] = torch.linspace(-3.4e38, 3.4e38, K)
     x[6] = x[6].abs()
+    x[7] = torch.linspace(-127.5, 127.5, K)  # zero point and largest step both round up: 256
     y = layer(x)
     assert y[:3].isnan().all()
     assert y[3:5].isfinite().all()
