@@ -20,6 +20,7 @@ from onnx_files import (
     Several,
     bound,
     nodes,
+    onnx,
     run,
     tensors,
     through,
@@ -149,6 +150,13 @@ def test_the_file_holds_integers(
         codes = math.prod(shape) * (2 if packed else 1)
         assert K * N <= codes <= 128 * N, name  # blocks are whole
         assert kind in (("INT4", "UINT8") if layer.bits <= 4 else ("INT8", "UINT8")), name
+    graph = onnx.load(file).graph
+    for tensor in graph.initializer:
+        if tensor.name.endswith(".transposed"):
+            bits = layers[tensor.name.split(".")[1]].bits
+            values = onnx.numpy_helper.to_array(tensor).astype(int)
+            # So that two products with bytes fit 16 bits, but for 8 bits.
+            assert -(2 ** (bits - 1)) <= values.min() < 0 < values.max() < 2 ** (bits - 1)
     scales = "scales_transposed" if operators == "standard" else "scales"
     assert held[f"parts.int4_groups.weight.{scales}"][0] == "BFLOAT16"
     widened = {name for name, layer in layers.items() if layer.bits not in (4, 8)}

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..terminal import size
+from .convert_onnx import to_onnx
 from .printing import check_writable, warn
 
 READABLE = ("awq", "compressed-tensors", "gptq")
@@ -27,8 +28,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="OUT",
-            help="FILE.safetensors: a checkpoint of zeropoint. FILE.gguf: GGUF. A folder, new or "
-            "empty: compressed-tensors.",
+            help="FILE.safetensors: a checkpoint of zeropoint. FILE.gguf: GGUF. FILE.onnx: ONNX, "
+            "of a checkpoint of zeropoint. A folder, new or empty: compressed-tensors.",
         ),
     ],
     config: Annotated[
@@ -58,25 +59,52 @@ def convert(
     architecture: Annotated[
         str, typer.Option(metavar="NAME", help="GGUF: the general.architecture to write.")
     ] = "zeropoint",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="ONNX: the float model, a Hugging Face folder or package.module:factory.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="ONNX: example inputs: .safetensors, .npz, .npy, or lines of .txt. How many rows "
+            "and tokens there are is not fixed by them.",
+        ),
+    ] = None,
+    operators: Annotated[
+        str, typer.Option(metavar="WHICH", help="ONNX: onnxruntime or standard.")
+    ] = "onnxruntime",
 ) -> None:
     """Move a quantized checkpoint from one format into another, its integers unchanged.
 
     zeropoint convert ./Llama-AWQ llama.safetensors
 
     zeropoint convert model.safetensors ./w8a8 --config ./base/config.json
+
+    zeropoint convert model.safetensors model.onnx --model ./base --data sentences.txt
     """
     from ..formats import compressed_tensors, gguf
 
-    to_file = out.suffix in (".safetensors", ".gguf")
+    to_file = out.suffix in (".safetensors", ".gguf", ".onnx")
     check_writable("OUT", out if to_file else None)
     if out.suffix and not to_file and not out.is_dir():
         raise typer.BadParameter(
-            f"OUT must end in .safetensors or .gguf, or be a folder, got {str(out)!r}"
+            f"OUT must end in .safetensors, .gguf or .onnx, or be a folder, got {str(out)!r}"
         )
     if config is not None and to_file:
         raise typer.BadParameter("--config is for a folder of compressed-tensors")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"OUT is IN, {source}")
+    if (out.suffix == ".onnx") != (model is not None) or (model is None) != (data is None):
+        raise typer.BadParameter("--model and --data are for FILE.onnx, which needs both")
+    if model is not None and data is not None:
+        for text in to_onnx(source, out, model, data, operators):
+            warn(f"left behind: {text}")
+        typer.echo(f"Wrote {out}: {size(_bytes(out))}, from {size(_bytes(source))}.")
+        return
     contents = _read(source, zero_points=zero_points, reordered=reordered, q4_1=q4_1)
     left: tuple[str, ...] = ()
     if out.suffix == ".safetensors":

@@ -78,7 +78,6 @@ class Builder:
         """Put all nodes made since the last time in place of ``node``, for its one output."""
         old, graph = node.outputs[0], node.graph
         assert graph is not None
-        output.name, output.type, output.shape = old.name, old.type, old.shape
         ir.convenience.replace_nodes_and_values(graph, node, [node], self._nodes, [old], [output])
         self._nodes = []
 

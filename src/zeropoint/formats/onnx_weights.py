@@ -61,7 +61,7 @@ class Codes:
     @property
     def middle(self) -> int:
         """What is taken off to make codes signed."""
-        return 1 << (self.width - 1)
+        return 1 << (self.bits - 1)
 
     @property
     def block_size(self) -> int | None:
@@ -83,7 +83,7 @@ class Codes:
     def signed(self) -> tuple[Tensor, Tensor]:
         """``(integers, zero_point)``, both lowered by :attr:`middle`, int8 ``(in, out)`` and
         ``(groups, out)``: the second factor of a MatMul. Below 8 bits no product of theirs with a
-        byte, added to another, exceeds 16 bits."""
+        byte, added to another, exceeds 16 bits, so that x86 without VNNI does not saturate."""
         integers = (self.codes.to(torch.int16) - self.middle).to(torch.int8)
         return integers.T.contiguous(), (self.zero_point - self.middle).to(torch.int8).T
 
@@ -91,7 +91,7 @@ class Codes:
         """``(data, scale, zero_point)`` of a MatMulNBits with blocks of ``size``: uint8 ``(out,
         blocks, size · width / 8)``, the first code in the low half of a byte; ``(out, blocks)``;
         and uint8 ``(out, ceil(blocks · width / 8))`` packed alike, ``None`` where all are
-        :attr:`middle`."""
+        in the middle of ``width`` bits, which is the operator's default."""
         rows, columns = self.codes.shape
         count = -(-columns // size)
         padded = torch.nn.functional.pad(self.codes, (0, count * size - columns))
@@ -99,7 +99,7 @@ class Codes:
         group = torch.arange(count) * size // self.group_size  # of a block
         zero_point = self.zero_point[:, group]
         packed = None
-        if bool((zero_point != self.middle).any()):
+        if bool((zero_point != 1 << (self.width - 1)).any()):
             packed = codec.pack(zero_point.to(torch.uint8), self.width)
         return data, self.scale[:, group].contiguous(), packed
 
