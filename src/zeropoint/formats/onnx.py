@@ -64,7 +64,7 @@ def write(
         ValueError: no quantized layer; a layer that cannot be written, which is named; an argument
             that is none of those; tensors for which one file is too small.
         FileExistsError: the second file is there already.
-        torch.onnx.errors.OnnxExporterError: torch cannot export the model.
+        torch.onnx.OnnxExporterError: torch cannot export the model.
         OSError: the file system's.
 
     >>> import tempfile, zeropoint
