@@ -1,172 +1,113 @@
-"""What each method makes of 4-bit weights on real models: quality with its interval, and bytes.
+"""Quality, size and speed of two real models in float, 8 bits, and 4 bits by each method.
 
-Run: ``python benchmarks/bench_methods.py minilm smollm2``. Calibration and test text are different
-parts of Python's documentation. The output is Markdown, best first.
+``python benchmarks/bench_methods.py --docs`` measures all and writes the tables of docs/methods.md.
+The models are all-MiniLM-L6-v2 and SmolLM2-135M, beside them torchao, ONNX Runtime and llama.cpp on
+the same weights where they are installed. Calibration and test text are different parts of Python's
+documentation.
+
+Quality comes first: about 40 minutes on one core, none where it is known from an earlier run; what
+was broken off goes on. Then one model of each form is timed, all in turn: about 6 minutes, on a
+machine that is quiet (``--speed-only``: no more than that).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import torch
-from torch import Tensor, nn
 
-import language
-import models
-import zeropoint
-from zeropoint.running import model_bytes
-from zeropoint.statistics import Estimate, estimate, paired
+import method_quality
+import method_report
+import method_speed
+import model_peers
+from method_subjects import SUBJECTS
+from zeropoint.algorithms import check_methods
 
-METHODS: tuple[tuple[str, ...], ...] = (
-    (),
-    ("clip",),
-    ("hqq",),
-    ("hadamard",),
-    ("smooth",),
-    ("awq",),
-    ("gptq",),
-    ("gptq", "bias-correction"),
-    ("clip", "gptq"),
-    ("awq", "gptq"),
-    ("hadamard", "gptq"),
-    ("smooth", "hadamard", "gptq"),
-)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, data to calibrate with, and a score of each test sample."""
-
-    model: nn.Module
-    calibration: list[Any]
-    scores: Callable[[nn.Module], Tensor]
-    measure: str
-    better: int
-    """1 where higher scores are better, −1 where lower ones are."""
-    shown: Callable[[float], float]
-    """The mean score as it is reported."""
-
-
-def minilm(samples: int) -> Subject:
-    """Cosines between the sentence embeddings of the float model and of another."""
-    model, tokenizer = models.load_minilm(), models.load_tokenizer()
-    sentences = models.english_sentences(2 * samples)
-    test, calibration = (
-        models.token_batches(tokenizer, part) for part in (sentences[::2], sentences[1::2])
-    )
-    reference = models.embed(model, test).double()
-
-    def cosines(other: nn.Module) -> Tensor:
-        return nn.functional.cosine_similarity(reference, models.embed(other, test).double())
-
-    return Subject(model, calibration, cosines, "mean cosine", 1, float)
-
-
-def smollm2(samples: int) -> Subject:
-    """Losses on rows of 512 tokens, shown as perplexity."""
-    model, tokenizer = language.load_smollm2()
-    rows = language.token_rows(tokenizer)
-    rows = rows[torch.linspace(0, len(rows) - 1, 2 * samples).round().long()]
-    test, calibration = (language.batches(part) for part in (rows[::2], rows[1::2]))
-    return Subject(
-        model,
-        calibration,
-        lambda other: language.losses(other, test),
-        "perplexity",
-        -1,
-        lambda loss: float(torch.tensor(loss, dtype=torch.float64).exp()),
-    )
-
-
-SUBJECTS = {"minilm": (minilm, 512), "smollm2": (smollm2, 16)}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method's line."""
-
-    name: str
-    score: Estimate
-    against: str
-    bytes: int
-    seconds: float
-
-
-def measure(subject: Subject, recipe: zeropoint.LayerRecipe, methods: Any) -> list[Row]:
-    """The float model, and what each method makes of it."""
-    scores = {"float32": subject.scores(subject.model)}
-    rows = [Row("float32", estimate(scores["float32"]), "", model_bytes(subject.model), 0.0)]
-    nearest = None
-    for method in methods:
-        made = zeropoint.LayerRecipe(recipe.mode, recipe.weight, method=method)
-        data = subject.calibration if made.needs_calibration else None
-        begun = time.perf_counter()
-        quantized = zeropoint.quantize(subject.model, made, calibration=data)
-        seconds = time.perf_counter() - begun
-        found = subject.scores(quantized)
-        nearest = found if not method else nearest
-        against = "" if nearest is None or not method else change(subject, nearest, found)
-        name = ", ".join(method) or "round to nearest"
-        rows.append(Row(name, estimate(found), against, model_bytes(quantized), seconds))
-        print(f"{name}: {subject.shown(rows[-1].score.value):.4f}", file=sys.stderr, flush=True)
-    first, *rest = rows
-    return [first, *sorted(rest, key=lambda row: -subject.better * row.score.value)]
-
-
-def change(subject: Subject, before: Tensor, after: Tensor) -> str:
-    """Whether the samples tell the method from rounding to nearest."""
-    found = paired(before, after)
-    if found.p_value > 0.05:
-        return "no difference shown"
-    return "better" if subject.better * found.change.value > 0 else "worse"
-
-
-def table(subject: Subject, rows: list[Row]) -> str:
-    """Markdown."""
-    head = (
-        f"| method | {subject.measure} | 95 % interval | against round to nearest | MB | seconds |"
-    )
-    lines = [head, "| --- | ---: | ---: | --- | ---: | ---: |"]
-    for row in rows:
-        value, low, high = (
-            f"{subject.shown(x):.4f}" for x in (row.score.value, row.score.low, row.score.high)
-        )
-        lines.append(
-            f"| {row.name} | {value} | {low} … {high} | {row.against} | {row.bytes / 1e6:.1f} | "
-            f"{row.seconds:.0f} |"
-        )
-    return "\n".join(lines)
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 
 
 def main() -> None:
-    """Measure the models that are asked for, and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", choices=SUBJECTS)
-    parser.add_argument("--mode", default="weight-only", choices=["weight-only", "dynamic"])
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group", type=int, default=32)
-    parser.add_argument("--samples", type=int, help="test samples, and as many to calibrate with")
-    parser.add_argument("--methods", nargs="*", help="such as: clip awq,gptq; by default all")
-    arguments = parser.parse_args()
-    methods: Any = METHODS
-    if arguments.methods is not None:
-        methods = [(), *(tuple(m.split(",")) for m in arguments.methods)]
-    groups = zeropoint.PerGroup(arguments.group)
-    spec = replace(zeropoint.WEIGHT_INT4, bits=arguments.bits, granularity=groups)
-    recipe = zeropoint.LayerRecipe(arguments.mode, spec)
+    """Measure what is asked for, and print or write the tables."""
+    arguments = _arguments()
+    if arguments.docs:
+        for name in arguments.models:
+            method_report.put(DOCS, mark(name), None)  # before hours of work
     for name in arguments.models:
-        make, samples = SUBJECTS[name]
-        subject = make(arguments.samples or samples)
-        rows = measure(subject, recipe, methods)
-        print(f"\n{name}, {recipe}, n = {rows[0].score.n}\n\n{table(subject, rows)}", flush=True)
+        text = run(name, arguments)
+        print(f"\n{name}\n\n{text}", flush=True)
+        if arguments.docs:
+            method_report.put(DOCS, mark(name), text)
+
+
+def mark(name: str) -> str:
+    """What encloses a model's table in the docs."""
+    return f"bench_methods.py {name}"
+
+
+def run(name: str, arguments: argparse.Namespace) -> str:
+    """Measure one model; its table."""
+    make, test, calibration = SUBJECTS[name]
+    subject = make(arguments.test or test, arguments.calibration or calibration)
+    folder = arguments.cache / name
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = method_quality.entries(arguments.methods or method_quality.METHODS)
+    peers, absent = model_peers.available(name) if arguments.peers else ([], {})
+    for library, reason in absent.items():
+        print(f"{library} takes no part: {reason}", file=sys.stderr)
+    if arguments.speed_only:
+        titles = [*(e.title for e in entries), *(p.name for p in peers)]
+        rows = method_quality.read_rows(folder, titles)
+        if not rows:
+            sys.exit(f"{folder} holds no rows; run without --speed-only first")
+    else:
+        rows, failed = method_quality.measure(
+            subject, entries, peers, folder, fresh=arguments.fresh
+        )
+        absent |= failed
+    speeds = method_speed.read(folder)
+    if not arguments.quality_only:
+        ready = method_speed.contenders(subject, rows, peers, folder)
+        speeds = method_speed.time_all(subject, ready, arguments.threads, arguments.seconds)
+        method_speed.write(folder, speeds)
+    text = method_report.table(subject, rows, entries, speeds)
+    return text if speeds is None else f"{text}\n\n{method_report.conditions(speeds)}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("models", nargs="*", default=list(SUBJECTS), help=f"of {', '.join(SUBJECTS)}; default: all")
+    add("--test", type=int, metavar="N", help="samples to test with")
+    add("--calibration", type=int, metavar="N", help="samples to calibrate with, others")
+    add("--methods", type=_methods, nargs="+", metavar="NAMES", help="such as: clip awq,gptq")
+    add("--no-peers", dest="peers", action="store_false", help="ours alone")
+    add("--fresh", action="store_true", help="measure quality again that is known")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quality-only", action="store_true", help="time nothing")
+    which.add_argument("--speed-only", action="store_true", help="quality as it was measured last")
+    add("--threads", type=int, default=torch.get_num_threads(), metavar="T", help="for the times")
+    add("--seconds", type=float, default=60.0, metavar="S", help="for each column of times, about")
+    add("--cache", type=Path, default=Path("out/methods"), metavar="FOLDER", help="what is known")
+    add("--docs", action="store_true", help="write the tables to docs/methods.md")
+    arguments = parser.parse_args()
+    for name in arguments.models:
+        if name not in SUBJECTS:
+            parser.error(f"models must be of {', '.join(SUBJECTS)}, got {name!r}")
+    arguments.methods = arguments.methods and tuple(arguments.methods)
+    return arguments
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    try:
+        return check_methods(tuple(text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

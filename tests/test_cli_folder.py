@@ -103,6 +103,32 @@ def test_folder_into_a_folder_with_its_tokenizer(bert: Path) -> None:
     assert "is no empty folder" in fails(*line, "--out", "int4")
 
 
+def test_folder_of_a_language_model_whose_output_layer_is_tied(bert: Path) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 11, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained("llama")
+    transformers.AutoTokenizer.from_pretrained(bert).save_pretrained("llama")
+    line = ["quantize", "llama", "--to", "int4", "--method", "gptq", "--calibrate", "lines.txt"]
+    text = ok(*line, "--out", "q.safetensors")
+    assert "quantized 14 of 15" in text  # 2 × (4 attention + 3 feed-forward)
+    assert "by gptq (output error −" in text
+    loaded = sources.load_model("llama")
+    batch = loaded.tokenizer("the cat sat", return_tensors="pt")
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = zeropoint.quantize(
+        loaded.model,
+        zeropoint.get_recipe("int4").with_method("gptq"),
+        calibration=sources.load_data("lines.txt", loaded),
+    )
+    found = zeropoint.load("q.safetensors", loaded.model)
+    assert torch.equal(found(**batch).logits, expected(**batch).logits)
+    assert found.generate(**batch, max_new_tokens=4, min_new_tokens=4).shape == (1, 7)
+
+
 def test_folder_begun_with_another_recipe(bert: Path) -> None:
     Path("q.safetensors.unfinished").mkdir()
     begun = Path("q.safetensors.unfinished", "begun.json")

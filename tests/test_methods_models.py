@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import bench_methods
 import models
 import zeropoint
 
@@ -25,23 +24,3 @@ def test_gptq_beats_rounding_to_nearest_on_minilm():
     nearest, better = cosine(()), cosine("gptq")
     assert better > 0.985
     assert 1 - better < 0.5 * (1 - nearest)
-
-
-def test_bench_prints_what_it_found_best_first():
-    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
-    x = torch.randn(64, 32) @ torch.randn(32, 32)
-
-    def scores(other):
-        with torch.no_grad():
-            return torch.nn.functional.cosine_similarity(model(x), other(x)).double()
-
-    subject = bench_methods.Subject(model, [x], scores, "mean cosine", 1, float)
-    recipe = zeropoint.LayerRecipe("dynamic", zeropoint.WEIGHT_INT4)
-    rows = bench_methods.measure(subject, recipe, [(), ("gptq",)])
-    assert [row.name for row in rows] == ["float32", "gptq", "round to nearest"]
-    assert rows[1].against == "better"
-    assert rows[0].bytes > 2 * rows[1].bytes == 2 * rows[2].bytes
-    lines = bench_methods.table(subject, rows).splitlines()
-    assert len(lines) == 5
-    assert all(line.count("|") == 7 for line in lines)
-    assert "| gptq | 0.9" in lines[3]
