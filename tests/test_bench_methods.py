@@ -68,13 +68,19 @@ def test_rows_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     changed = [*ENTRIES[:2], Entry("int4", GPTQ.with_method(("gptq", "bias-correction")))]
     method_quality.measure(small(), changed, [], tmp_path)
     assert len(quantized) == 1
+    renamed = [
+        *ENTRIES[:2],
+        Entry("int4", zeropoint.get_recipe("int8-dynamic").with_method("gptq")),
+    ]
+    method_quality.measure(small(), renamed, [], tmp_path)
+    assert len(quantized) == 2
     method_quality.measure(small(seed=1), ENTRIES, [], tmp_path)  # other data
-    assert len(quantized) == 3
+    assert len(quantized) == 4
     method_quality.measure(small(seed=1), ENTRIES, [], tmp_path, fresh=True)
-    assert len(quantized) == 5
+    assert len(quantized) == 6
     monkeypatch.setattr(method_quality, "fingerprint", lambda: "other code")
     method_quality.measure(small(seed=1), ENTRIES, [], tmp_path)
-    assert len(quantized) == 7
+    assert len(quantized) == 8
 
 
 def test_checkpoint_holds_the_model_that_was_scored(tmp_path: Path) -> None:
@@ -118,11 +124,14 @@ def test_peer_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert list(ready) == ["float32", "good"]
 
 
-def test_one_of_each_form_is_timed(tmp_path: Path) -> None:
+def test_one_of_each_form_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = small()
     rows, _ = method_quality.measure(subject, ENTRIES, [], tmp_path)
+    loaded: list[str] = []
+    load = method_quality.load
+    monkeypatch.setattr(method_quality, "load", lambda *a: (loaded.append(a[2]), load(*a))[1])
     ready = method_speed.contenders(subject, rows, [], tmp_path)
-    assert list(ready) == ["float32", "int4"]
+    assert list(ready) == loaded == ["float32", "int4"]
     threads = torch.get_num_threads()
     speeds = method_speed.time_all(subject, ready, 1, 0.01)
     assert torch.get_num_threads() == threads

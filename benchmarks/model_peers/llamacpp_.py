@@ -23,6 +23,8 @@ from zeropoint.doctor import version
 from .common import Contender, ModelPeer
 
 missing = peers.llamacpp_.missing
+_QUIET = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+"""Takes what llama.cpp logs, a line for each tensor."""
 
 
 def gguf_file(kind: str, folder: Path) -> Path:
@@ -37,6 +39,7 @@ def gguf_file(kind: str, folder: Path) -> Path:
     file = folder / f"llama.cpp-{version('llama-cpp-python')}-{kind}.gguf"
     if kind == "Q4_1" or file.exists():
         return source if kind == "Q4_1" else file
+    llama_cpp.llama_log_set(_QUIET, None)
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(
         llama_cpp, "LLAMA_FTYPE_ALL_F32" if kind == "F32" else f"LLAMA_FTYPE_MOSTLY_{kind}"

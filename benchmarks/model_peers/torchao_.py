@@ -46,11 +46,8 @@ def _prepare(
 
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of the plain tensors in a model's parameters and buffers, each counted once."""
-    seen: dict[int, int] = {}
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        for part in _plain(tensor):
-            seen[part.data_ptr()] = part.numel() * part.element_size()
-    return sum(seen.values())
+    held = itertools.chain(model.parameters(), model.buffers())
+    return sum(part.numel() * part.element_size() for tensor in held for part in _plain(tensor))
 
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:
