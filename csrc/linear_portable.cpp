@@ -184,19 +184,9 @@ struct Portable {
   static ZP_INLINE i32 twice(i32 v) {
     return each<i32>([&](int l) { return int32_t(uint32_t(v.v[l]) | uint32_t(v.v[l]) << 16); });
   }
-  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
-    int8_t w[16], x[16];
-    __builtin_memcpy(w, &codes, 16);
-    __builtin_memcpy(x, &a, 16);
-    return each<i32>([&](int l) {
-      int32_t sum = acc.v[l];
-      for (int j = 4 * l; j < 4 * l + 4; j++) sum += w[j] * x[j];
-      return sum;
-    });
-  }
-
-  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) {
-    uint8_t w[16];
+  template <class Codes>
+  static ZP_INLINE i32 dot_four(i32 acc, i32 codes, i32 a) {
+    Codes w[16];
     int8_t x[16];
     __builtin_memcpy(w, &codes, 16);
     __builtin_memcpy(x, &a, 16);
@@ -205,6 +195,12 @@ struct Portable {
       for (int j = 4 * l; j < 4 * l + 4; j++) sum += w[j] * x[j];
       return sum;
     });
+  }
+  static ZP_INLINE i32 dot_codes(i32 acc, i32 codes, i32 a) {
+    return dot_four<int8_t>(acc, codes, a);
+  }
+  static ZP_INLINE i32 dot_bytes(i32 acc, i32 codes, i32 a) {
+    return dot_four<uint8_t>(acc, codes, a);
   }
   static ZP_INLINE i32 sub_bytes(i32 a, i32 b) {
     uint8_t x[16], y[16];

@@ -124,9 +124,7 @@ def quantize_folder(
 
 
 def _listed(patterns: str | Iterable[str] | None) -> Any:
-    return (
-        list(patterns) if isinstance(patterns, Iterable) and patterns != str(patterns) else patterns
-    )
+    return patterns if patterns is None or isinstance(patterns, str) else list(patterns)
 
 
 def _check_target(asked: Any, target: Path, to_file: bool) -> None:
