@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sys
 import types
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def gptq_linear() -> Any:
     return module.QuantLinear
 
 
+@cache
 def awq_gemm() -> Any:
     """AutoAWQ's module of ``WQLinear_GEMM``, imported past what its packages' ``__init__`` does."""
     folder = fetch(*AWQ, ANY_PLATFORM)
@@ -51,6 +53,11 @@ def awq_gemm() -> Any:
         package = types.ModuleType(name)
         package.__path__ = [str(Path(folder, *name.split(".")[1:]))]
         sys.modules[name] = package
-    if importlib.util.find_spec("accelerate") is None:  # a function beside asks for it
+    lacks = importlib.util.find_spec("accelerate") is None  # a function beside asks for it
+    if lacks:
         sys.modules["accelerate"] = types.ModuleType("accelerate")
-    return importlib.import_module("awq.modules.linear.gemm")
+    try:
+        return importlib.import_module("awq.modules.linear.gemm")
+    finally:
+        if lacks:  # nobody else is to think that it is there
+            del sys.modules["accelerate"]
