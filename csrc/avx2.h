@@ -51,6 +51,13 @@ struct Avx2Base {
   static ZP_INLINE i32 mul_i32(i32 a, i32 b) { return _mm256_mullo_epi32(a, b); }
   static ZP_INLINE f32 to_f32(i32 v) { return _mm256_cvtepi32_ps(v); }
   static ZP_INLINE i32 to_i32(f32 v) { return _mm256_cvtps_epi32(v); }
+  // Lane l of the result is lane l ^ Distance.
+  template <int Distance>
+  static ZP_INLINE f32 swap(f32 v) {
+    if constexpr (Distance == 1) return _mm256_permute_ps(v, 0xb1);
+    if constexpr (Distance == 2) return _mm256_permute_ps(v, 0x4e);
+    return _mm256_permute2f128_ps(v, v, 1);
+  }
   static ZP_INLINE i32 load_i32(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }

@@ -46,6 +46,14 @@ struct Avx512 {
   static ZP_INLINE i32 mul_i32(i32 a, i32 b) { return _mm512_mullo_epi32(a, b); }
   static ZP_INLINE f32 to_f32(i32 v) { return _mm512_cvtepi32_ps(v); }
   static ZP_INLINE i32 to_i32(f32 v) { return _mm512_cvtps_epi32(v); }
+  // Lane l of the result is lane l ^ Distance.
+  template <int Distance>
+  static ZP_INLINE f32 swap(f32 v) {
+    if constexpr (Distance == 1) return _mm512_permute_ps(v, 0xb1);
+    if constexpr (Distance == 2) return _mm512_permute_ps(v, 0x4e);
+    if constexpr (Distance == 4) return _mm512_shuffle_f32x4(v, v, 0xb1);
+    return _mm512_shuffle_f32x4(v, v, 0x4e);
+  }
   static ZP_INLINE i32 load_i32(const void* p) { return _mm512_loadu_si512(p); }
   static ZP_INLINE void store_i32(int32_t* p, i32 v) { _mm512_storeu_si512(p, v); }
   static ZP_INLINE void store_bytes(uint8_t* p, i32 v) {

@@ -14,6 +14,7 @@ constexpr Isa make_isa(const char* name, bool (*supported)(), float gmacs, float
       float_gmacs,
       {quantize_dynamic<V, F32>, quantize_dynamic<V, BF16>, quantize_dynamic<V, F16>},
       {quantize_static<V, F32>, quantize_static<V, BF16>, quantize_static<V, F16>},
+      {transform_row<V, F32>, transform_row<V, BF16>, transform_row<V, F16>},
       int8_block<V>,
       float_block<V>,
       group_block<V>,

@@ -9,6 +9,7 @@ namespace {
 #include "scalar.h"
 #include "kernel_common.h"
 #include "kernel_quantize.h"
+#include "kernel_transform.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
 #include "kernel_groups_tile.h"

@@ -6,6 +6,7 @@ namespace {
 #include "scalar.h"
 #include "kernel_common.h"
 #include "kernel_quantize.h"
+#include "kernel_transform.h"
 #include "kernel_int8.h"
 #include "kernel_float.h"
 #include "kernel_groups_tile.h"
@@ -113,6 +114,11 @@ struct Portable {
   }
   static ZP_INLINE i32 to_i32(f32 a) {
     return each<i32>([&](int l) { return round_small(a.v[l]); });
+  }
+  // Lane l of the result is lane l ^ Distance.
+  template <int Distance>
+  static ZP_INLINE f32 swap(f32 v) {
+    return each<f32>([&](int l) { return v.v[l ^ Distance]; });
   }
   static ZP_INLINE i32 load_i32(const void* p) {
     i32 out;

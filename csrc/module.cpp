@@ -126,6 +126,15 @@ NB_MODULE(_core, m) {
           return limits.read[prefetch](at<const void>(data), bytes, rounds);
         });
 
+  m.def("transform_input", [](Address x, int type, int64_t rows, int64_t stride, int64_t k,
+                              Address factor, int64_t size, Address y, int threads) {
+    if (size < 1 || size & (size - 1) || k % size) throw nb::value_error("size does not fit");
+    std::optional<nb::gil_scoped_release> release;
+    if (rows * k > (1 << 16)) release.emplace();
+    zp::transform_input({at(x), float_type(type), rows, stride}, k, at<const float>(factor), size,
+                        at(y), threads);
+  });
+
   nb::class_<zp::PackedInt8>(m, "PackedInt8")
       .def("__init__",
            [](zp::PackedInt8* self, Address integers, bool is_unsigned, int64_t n, int64_t k,

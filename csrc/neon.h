@@ -40,6 +40,11 @@ struct NeonBase {
   static ZP_INLINE i32 mul_i32(i32 a, i32 b) { return vmulq_s32(a, b); }
   static ZP_INLINE f32 to_f32(i32 v) { return vcvtq_f32_s32(v); }
   static ZP_INLINE i32 to_i32(f32 v) { return vcvtnq_s32_f32(v); }
+  // Lane l of the result is lane l ^ Distance.
+  template <int Distance>
+  static ZP_INLINE f32 swap(f32 v) {
+    return Distance == 1 ? vrev64q_f32(v) : vextq_f32(v, v, 2);
+  }
   static ZP_INLINE i32 load_i32(const void* p) {
     return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)));
   }

@@ -218,6 +218,16 @@ struct QuantizeRow {
   int32_t zero_point;  // likewise
 };
 
+// One row of floats times `factor`, then rotated.
+struct TransformRow {
+  const void* x;
+  int64_t k;
+  const float* factor;  // [k]
+  int64_t size;         // of the runs that are rotated, a power of two that divides k; 1 for none
+  float* room;          // for a run, or a vector of them; null where y is float32
+  void* y;              // of x's type
+};
+
 // What the hardware could do at best (kernel_limits.h). Each runs `rounds` rounds and returns the
 // work done: multiply-adds, or bytes.
 struct Limits {
@@ -238,6 +248,7 @@ struct Isa {
   float float_gmacs;    // the same with float activations
   void (*quantize_dynamic[3])(const QuantizeRow&, Row*);  // by Type of x
   void (*quantize_static[3])(const QuantizeRow&, Row*);
+  void (*transform[3])(const TransformRow&);  // by Type of x
   void (*int8_block)(const Int8Block&);
   void (*float_block)(const FloatBlock&);
   void (*group_block)(const GroupBlock&);
@@ -288,5 +299,10 @@ void linear_weight_only(const PackedGroups& w, const Input& x, const float* bias
                         void* y, int threads);
 void linear_float(const PackedFloat& w, const Input& x, const float* bias, const Post& post,
                   void* y, int threads);
+
+// transform.cpp: y[m][...] = the Walsh-Hadamard transform, in float32, of each run of `size`
+// entries of x[m][...] * factor[...], rounded to x's type. Not scaled; `size` 1 leaves it out.
+void transform_input(const Input& x, int64_t k, const float* factor, int64_t size, void* y,
+                     int threads);
 
 }  // namespace zp

@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import zeropoint
 from zeropoint import WEIGHT_INT4, PerChannel, QuantizedLinear, QuantSpec, quantize_to_spec
 from zeropoint.input_transform import check_rotation, transform_input, walsh_hadamard
+from zeropoint.kernels import quick_transform
 from zeropoint.replace import tie_weights
 
 
@@ -86,6 +89,61 @@ def test_computed_in_float32_and_rounded_once(dtype):
 def test_sizes_that_do_not_fit_are_refused(size):
     with pytest.raises((TypeError, ValueError), match="size must be"):
         check_rotation("size", size, 24)
+
+
+# The kernels
+
+
+@pytest.fixture(params=zeropoint.kernels.available_isas()[:-1])
+def isa(request):
+    with zeropoint.kernels.force_isa(request.param):
+        yield
+
+
+@settings(max_examples=60)
+@given(
+    shape=st.sampled_from([(1,), (5,), (2, 3), (0,), (301,)]),
+    size=st.sampled_from([1, 2, 4, 8, 16, 64, 512]),
+    runs=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@pytest.mark.usefixtures("isa")
+def test_kernels_transform_to_the_same_bits(shape, size, runs, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, size * runs, generator=generator).to(dtype)
+    factor = torch.randn(size * runs, generator=generator)
+    y = quick_transform(x, factor, size)
+    assert y is not None
+    assert torch.equal(y, transform_input(x, factor, size))
+
+
+def test_what_is_out_of_the_ordinary_is_left_to_torch():
+    x, factor = torch.randn(4, 24), torch.randn(24)
+    assert quick_transform(x, factor, 8) is not None or zeropoint.kernels.core is None
+    for strange in (
+        x.double(),
+        x.T.contiguous().T,
+        x.clone().requires_grad_(),
+        x[:, :16].contiguous(),
+        torch.tensor(1.0),
+        nn.Parameter(x),
+        x.to("meta"),
+    ):
+        assert quick_transform(strange, factor, 8) is None
+    for other in (factor.double(), torch.randn(48)[::2], torch.randn(1, 24)):
+        assert quick_transform(x, other, 8) is None
+    with zeropoint.kernels.force_isa("reference"):
+        assert quick_transform(x, factor, 8) is None
+
+
+def test_gradients_go_through_the_factor_and_the_rotation():
+    layer, _, _ = changed_layer("weight-only")
+    x = torch.randn(3, 24, requires_grad=True)
+    layer(x).sum().backward()
+    y = x.detach().clone().requires_grad_()
+    layer.dequantize().requires_grad_(False)(y).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
 
 
 # The layer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from . import functional, held_weight
+from . import functional, held_weight, kernels
 from .affine import quantize_to_spec
 from .float_linear import Linear
 from .input_transform import check_rotation, transform_input, walsh_hadamard
@@ -246,8 +246,10 @@ class QuantizedLinear(nn.Module):
             if recorded(input):
                 return self._recorded(input)
             cache = self._rebuild()
-        if buffers["input_factor"] is not None:
-            input = self._changed(input)
+        factor = buffers["input_factor"]
+        if factor is not None:
+            changed = kernels.quick_transform(input, factor, self.rotation)
+            input = self._changed(input) if changed is None else changed
         weight, bias = cache[0], buffers["bias"]
         if mode == "dynamic":
             return functional.linear_dynamic(input, weight, bias)  # type: ignore[arg-type]

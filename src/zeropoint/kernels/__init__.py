@@ -18,7 +18,7 @@ from .isas import (
     core_error,
     force_isa,
 )
-from .shortcuts import quick, quick_integers
+from .shortcuts import quick, quick_integers, quick_transform
 from .weights import PackedWeight, has_kernel, packed, packed_by_handle, prepack, unpack
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "prepack",
     "quick",
     "quick_integers",
+    "quick_transform",
     "unpack",
     "usable",
 ]

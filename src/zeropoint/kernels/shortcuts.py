@@ -10,7 +10,7 @@ from torch._C import _len_torch_dispatch_stack as dispatch_modes
 
 from ..layout import LARGEST_SCALE, LEAST_SCALE
 from ..tensor import QTensor
-from .isas import TYPES, state
+from .isas import TYPES, core, state
 from .weights import PackedWeight
 
 
@@ -53,6 +53,35 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
         y = x.new_empty(*shape[:-1], p.out_features)
     getattr(p, kind)(
         x.data_ptr(), code, rows, k, address, y.data_ptr(), torch.get_num_threads(), *more
+    )
+    return y
+
+
+def quick_transform(x: Any, factor: Tensor, size: int) -> Tensor | None:
+    """:func:`zeropoint.input_transform.transform_input` by the core; ``None`` where anything is out
+    of the ordinary. ``size`` must fit the factor."""
+    if type(x) is not Tensor or x.requires_grad or not state.enabled or dispatch_modes():
+        return None
+    code, shape = TYPES.get(x.dtype), x.shape
+    if code is None or not shape or not x.is_cpu or not x.is_contiguous():
+        return None
+    k = shape[-1]
+    if type(k) is not int or factor.shape != (k,) or not factor.is_cpu:
+        return None
+    if factor.dtype is not torch.float32 or not factor.is_contiguous():
+        return None
+    y = torch.empty_like(x)
+    rows = shape[0] if len(shape) == 2 else shape[:-1].numel()
+    core.transform_input(  # type: ignore[union-attr]
+        x.data_ptr(),
+        code,
+        rows,
+        k,
+        k,
+        factor.data_ptr(),
+        size,
+        y.data_ptr(),
+        torch.get_num_threads(),
     )
     return y
 
