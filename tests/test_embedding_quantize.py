@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,21 +81,58 @@ def test_a_tied_head_shares_the_table(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layer", "table"),
+    [
+        (LayerRecipe("dynamic", WEIGHT_INT4), WEIGHT_INT8),
+        (LayerRecipe("weight-only"), WEIGHT_INT4),
+        (LayerRecipe("dynamic", WEIGHT_INT4, method=("awq", "gptq")), WEIGHT_INT4),
+        (LayerRecipe("static", WEIGHT_INT4, method="hadamard"), WEIGHT_INT8),
+    ],
+    ids=["bits differ", "fewer bits", "method", "static"],
+)
+def test_a_tied_head_has_the_spec_of_its_table(
+    layer: LayerRecipe, table: QuantSpec, tmp_path: Path
+) -> None:
+    model = Language()
+    data = [IDS] if layer.needs_calibration else None
+    result: Any = quantize(model, Recipe(layer, embeddings=table), calibration=data)
+    assert result.quantization.quantized["head"] == replace(layer, weight=table, method=())
+    assert result.quantization.quantized["inner"] == layer
+    assert result.quantization.tied == {"embed": "head"}
+    assert result.head.mode == layer.mode
+    assert result.head.input_factor is None
+    assert result.head.bits == result.embed.bits == table.bits
+    assert result.head.weight is result.embed.weight
+    direct = zeropoint.quantize_to_spec(model.embed.weight, table)
+    assert torch.equal(result.embed.weight_qtensor().int_repr(), direct.int_repr())
+    zeropoint.save(result, tmp_path / "m.safetensors")
+    again: Any = zeropoint.load(tmp_path / "m.safetensors", Language())
+    assert again.head.weight is again.embed.weight
+    assert_same_bits(again(IDS), result(IDS))
+
+
+def test_a_method_of_the_head_alone_asks_for_no_data() -> None:
+    recipe = Recipe(
+        LayerRecipe("dynamic"), (("head", LayerRecipe("dynamic", method="gptq")),), WEIGHT_INT8
+    )
+    result: Any = quantize(Language(), recipe)
+    assert result.head.weight is result.embed.weight
+    with pytest.raises(ValueError, match="calibration was given, but no chosen layer"):
+        quantize(Language(), recipe, calibration=[IDS])
+    with pytest.raises(ValueError, match="'gptq' looks at sample data"):
+        quantize(Language(tied=False), recipe)
+
+
+@pytest.mark.parametrize(
     ("recipe", "embed", "head"),
     [
-        (
-            Recipe(LayerRecipe("dynamic"), embeddings=WEIGHT_INT4),
-            "would get other",
-            "would get other",
-        ),
-        (Recipe(LayerRecipe("dynamic", method="clip"), embeddings=WEIGHT_INT8), "other", "other"),
         (Recipe(None, embeddings=WEIGHT_INT8), "which stays float", "the recipe keeps it float"),
         (Recipe(INT8.default, (("*head", None),), WEIGHT_INT8), "which stays", "keeps it float"),
         (Recipe(LayerRecipe("dynamic")), None, "also '0.embed.weight', which stays float"),
     ],
-    ids=["specs differ", "method", "tables only", "head kept", "no tables"],
+    ids=["tables only", "head kept", "no tables"],
 )
-def test_where_integers_differ_both_stay_float_and_tied(
+def test_where_one_stays_float_both_do_and_are_tied(
     recipe: Recipe, embed: str | None, head: str
 ) -> None:
     model = nn.Sequential(Language(), nn.Linear(9, 9), nn.Embedding(2, 2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -123,9 +123,10 @@ def quantize(
     intact, unless ``include`` holds its exact name.
 
     Where the recipe has ``embeddings``, every ``nn.Embedding`` that passes the same rules becomes a
-    :class:`zeropoint.QuantizedEmbedding`; ``max_norm`` is one more reason to leave one. A table and
-    an output layer that is tied to it share their integers where both get one spec and no method
-    looks for others; otherwise both stay float and tied, unless ``include`` holds an exact name.
+    :class:`zeropoint.QuantizedEmbedding`; ``max_norm`` is one more reason to leave one. An output
+    layer that is tied to a table shares its integers: it has the mode of its own recipe, the spec
+    of the table, and no method, which would look for others. Where one of the two stays float, so
+    does the other, unless ``include`` holds an exact name.
 
     The result carries a plain attribute ``quantization``, a :class:`QuantizationSummary`; print it.
 
@@ -247,7 +248,7 @@ def _choose(
         return "the recipe keeps it float" if plan is None else plan.why_float(names)
 
     selection = Selection(
-        model, include, exclude, choose, table=recipe.embeddings, agree=_share_integers
+        model, include, exclude, choose, table=recipe.embeddings, with_table=_with_table
     )
     if plan is not None:
         known = {alias for names in selection.names.values() for alias in names}
@@ -263,9 +264,9 @@ def _choose(
     return selection, tuple(p for p, _ in recipe.overrides if p not in decided_by)
 
 
-def _share_integers(layer: LayerRecipe, table: QuantSpec) -> bool:
-    """Whether a Linear layer and a table of one weight get the same integers."""
-    return layer.weight == table and not layer.method
+def _with_table(layer: LayerRecipe, table: QuantSpec) -> LayerRecipe:
+    """What a Linear layer gets that shares the integers of a table."""
+    return replace(layer, weight=table, method=())
 
 
 def _build_tables(
@@ -276,7 +277,8 @@ def _build_tables(
     owners: dict[int, str] = {}  # id of a Parameter → the first layer that holds its integers
     built: dict[str, Any] = dict(linears)
     for name, choice in selection.chosen.items():
-        if selection.tables and _share_integers(choice, next(iter(selection.tables.values()))):
+        # Those whose exact names include holds may have got others.
+        if any(choice == _with_table(choice, spec) for spec in selection.tables.values()):
             owners.setdefault(id(selection.layers[name].weight), name)
     for name, spec in selection.tables.items():
         embedding = selection.embeddings[name]

@@ -173,7 +173,7 @@ class Recipe:
             :mod:`fnmatch`, case-sensitive, and ``*`` also matches dots.
         embeddings: spec of the rows of every ``nn.Embedding``, as a layer's ``weight``, whose
             output channel is a row here; ``None`` keeps them float. ``overrides`` is not about
-            them.
+            them. A layer that is tied to a table gets the table's spec and no method.
 
     Raises:
         TypeError, ValueError: a field of the wrong type, or a spec that rows cannot follow.
@@ -280,7 +280,7 @@ what 4-bit weights cost, and lets the integer units compute."""
 
 TABLES: dict[str, QuantSpec] = {"int8": WEIGHT_INT8, "int4": WEIGHT_INT4}
 """Specs of embedding tables by name: those of the recipes' weights, so that a tied output layer
-shares the integers."""
+is what it would be by the recipe."""
 
 
 def get_recipe(recipe: str | Recipe | LayerRecipe) -> Recipe:

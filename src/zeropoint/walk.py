@@ -41,8 +41,9 @@ class Selection:
         stays: how the reason ends that is given for a broken tie.
         table: what every ``nn.Embedding`` gets; ``None`` takes no account of them. Otherwise
             ``include`` and ``exclude`` are about them as well.
-        agree: whether a Linear layer (what it gets) can share a table (what that gets); where not,
-            neither is chosen, as with a broken tie.
+        with_table: what a Linear layer gets instead of its choice where its weight is a table's as
+            well, of its choice and of what the table gets; not where ``include`` holds its exact
+            name.
 
     Raises:
         ValueError: a pattern that matches no such layer.
@@ -58,7 +59,7 @@ class Selection:
         fits: Callable[[nn.Linear], str | None] = lambda linear: None,
         stays: str = "which stays float",
         table: Any = None,
-        agree: Callable[[Any, Any], bool] = lambda choice, table: False,
+        with_table: Callable[[Any, Any], Any] = lambda choice, table: choice,
     ) -> None:
         self.layers: dict[str, nn.Linear] = {}
         self.names: dict[str, list[str]] = {}  # first name → all names
@@ -66,7 +67,7 @@ class Selection:
         self.left: dict[str, str] = {}
         self.embeddings: dict[str, nn.Embedding] = {}
         self.tables: dict[str, Any] = {}  # of the embeddings, as chosen is of the layers
-        self._find_tables, self._agree = table is not None, agree
+        self._find_tables = table is not None
         self._include = _patterns("include", include)
         self._stays = stays
         self._owners: dict[int, list[tuple[str, str, int]]] = {}  # id of a Parameter → users
@@ -91,6 +92,11 @@ class Selection:
                 self.left[name] = reason
             else:
                 self.tables[name] = table
+        weights = {id(self.embeddings[n].weight): given for n, given in self.tables.items()}
+        for name, choice in self.chosen.items():
+            shared = weights.get(id(self.layers[name].weight))
+            if shared is not None and not self._named_exactly(name):
+                self.chosen[name] = with_table(choice, shared)
         self.leave_broken_ties()
 
     def leave(self, name: str, reason: str) -> None:
@@ -102,31 +108,28 @@ class Selection:
         changed = True
         while changed:
             changed = False
-            chosen: dict[int, tuple[Any, Any]] = {}  # id of a module → its choice, or its table's
-            chosen |= {id(self.layers[n]): (choice, None) for n, choice in self.chosen.items()}
-            chosen |= {id(self.embeddings[n]): (None, table) for n, table in self.tables.items()}
+            chosen = {id(self.layers[name]) for name in self.chosen}
+            chosen |= {id(self.embeddings[name]) for name in self.tables}
             broken = {name: self._broken_tie(name, chosen) for name in (*self.chosen, *self.tables)}
             for name, reason in broken.items():
                 if reason is not None:
                     self.leave(name, reason)
                     changed = True
 
-    def _broken_tie(self, name: str, chosen: dict[int, tuple[Any, Any]]) -> str | None:
+    def _broken_tie(self, name: str, chosen: set[int]) -> str | None:
         """Why a layer's weight, or a table, must stay what it is for something else's sake."""
-        if self._include is not None and set(self._include) & set(self.names[name]):
+        if self._named_exactly(name):
             return None
         own = self.layers[name] if name in self.chosen else self.embeddings[name]
-        choice, table = chosen[id(own)]
         for user, parameter, module in self._owners[id(own.weight)]:
-            where = f"{user}.{parameter}".lstrip(".")
             if module not in chosen:
+                where = f"{user}.{parameter}".lstrip(".")
                 return f"its weight is also {where!r}, {self._stays}"
-            other_choice, other_table = chosen[module]
-            if (table is None) != (other_table is None):
-                pair = (choice, other_table) if table is None else (other_choice, table)
-                if not self._agree(*pair):
-                    return f"its weight is also {where!r}, which would get other integers"
         return None
+
+    def _named_exactly(self, name: str) -> bool:
+        """Whether ``include`` holds an exact name of the layer, which unties it."""
+        return self._include is not None and bool(set(self._include) & set(self.names[name]))
 
     def left_in_order(self) -> dict[str, str]:
         """Name → reason of the Linear layers that were left, in the order of the model."""
