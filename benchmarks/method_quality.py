@@ -42,6 +42,8 @@ METHODS: tuple[tuple[str, ...], ...] = (
     ("hadamard", "gptq"),
     ("smooth", "hadamard", "gptq"),
 )
+BEST = ("awq", "gptq")
+"""By which the tables' rows are made, beside rounding."""
 FLOAT = "float32"
 
 
@@ -79,25 +81,22 @@ class Entry:
 
 
 def entries(methods: tuple[tuple[str, ...], ...] = METHODS) -> list[Entry]:
-    """Float, 8 bits, 4 bits by each method, and with embedding tables of 8 bits."""
-    int4 = zeropoint.get_recipe("int4")
-    tables = {"embeddings": TABLES["int8"]}
-    found = [Entry(FLOAT, None)]
-    found += [Entry(name, zeropoint.get_recipe(name)) for name in ("int8-dynamic",)]
-    found += [Entry("int8-weight-only", zeropoint.get_recipe("int8-weight-only"))]
-    found += [Entry("int4", int4.with_method(method)) for method in dict.fromkeys([(), *methods])]
-    weight_only = zeropoint.get_recipe("int4-weight-only")
-    found += [Entry("int4-weight-only", weight_only)]
-    if ("awq", "gptq") in methods:
-        best = weight_only.with_method(("awq", "gptq"))
-        found += [Entry("int4-weight-only", best)]
-    found += [
-        Entry("int8-dynamic, int8 tables", replace(zeropoint.get_recipe("int8-dynamic"), **tables)),
-        Entry("int4, int8 tables", replace(int4, **tables)),
+    """Float, 8 bits, 4 bits by each method, and with embedding tables quantized."""
+    int8, int4, weight_only = map(
+        zeropoint.get_recipe, ("int8-dynamic", "int4", "int4-weight-only")
+    )
+    best = [BEST] if BEST in methods else []
+    found = [
+        Entry(FLOAT, None),
+        Entry("int8-dynamic", int8),
+        Entry("int8-weight-only", zeropoint.get_recipe("int8-weight-only")),
     ]
-    if ("awq", "gptq") in methods:
-        best = replace(int4.with_method(("awq", "gptq")), **tables)
-        found += [Entry("int4, int8 tables", best)]
+    found += [Entry("int4", int4.with_method(m)) for m in dict.fromkeys([(), *methods])]
+    found += [Entry("int4-weight-only", weight_only.with_method(m)) for m in [(), *best]]
+    found += [Entry("int8-dynamic, int8 tables", replace(int8, embeddings=TABLES["int8"]))]
+    for bits in ("int8", "int4"):
+        tables = replace(int4, embeddings=TABLES[bits])
+        found += [Entry(f"int4, {bits} tables", tables.with_method(m)) for m in [(), *best]]
     return found
 
 

@@ -149,7 +149,7 @@ def test_forms_are_what_layers_compute() -> None:
     assert forms["int4: clip"] == forms["int4: gptq, bias-correction"] == forms["int4"] == "int4"
     assert forms["int4: smooth"] == forms["int4: awq, gptq"] == "int4, input scaled"
     assert forms["int4: smooth, hadamard, gptq"] == forms["int4: hadamard"]
-    assert len(set(forms.values())) == 11
+    assert len(set(forms.values())) == 13
 
 
 def test_table_is_best_first_with_ratios_to_float32() -> None:
