@@ -116,6 +116,11 @@ def test_folder_of_a_language_model_whose_output_layer_is_tied(bert: Path) -> No
     text = ok(*line, "--out", "q.safetensors")
     assert "quantized 14 of 15" in text  # 2 × (4 attention + 3 feed-forward)
     assert "by gptq (output error −" in text
+    text = ok(*line, "--embeddings", "int8", "--out", "tables.safetensors")
+    assert "quantized 15 of 15 Linear layers and 1 of 1 embeddings" in text
+    rows = [" ".join(row.split()) for row in text.splitlines()]
+    assert "lm_head dynamic, weight int8 per channel" in rows
+    assert "model.embed_tokens shares the weight of lm_head" in rows
     loaded = sources.load_model("llama")
     batch = loaded.tokenizer("the cat sat", return_tensors="pt")
     batch = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from small_models import batches, sqnr, tied_linears
-from zeropoint import Linear, Recipe, diagnose, quantize
+from zeropoint import (
+    WEIGHT_INT4,
+    WEIGHT_INT8,
+    LayerRecipe,
+    Linear,
+    Recipe,
+    diagnose,
+    quantize,
+)
 
 
 def mlp() -> nn.Sequential:
@@ -35,7 +43,16 @@ def test_tied_layers() -> None:
     assert model[0].weight is model[2].weight
 
 
-def test_head_tied_to_an_embedding_is_left() -> None:
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(LayerRecipe("dynamic")),
+        Recipe(LayerRecipe("dynamic", WEIGHT_INT4), embeddings=WEIGHT_INT8),
+        Recipe(LayerRecipe("dynamic"), (("head", LayerRecipe("static")),), WEIGHT_INT8),
+    ],
+    ids=["no tables", "tables", "tables, static head"],
+)
+def test_head_tied_to_an_embedding_is_left(recipe: Recipe) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -46,7 +63,7 @@ def test_head_tied_to_an_embedding_is_left() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.head(self.mid(self.embed(ids)))
 
-    found = diagnose(Model(), [torch.randint(10, (20, 5))])
+    found = diagnose(Model(), [torch.randint(10, (20, 5))], recipe=recipe)
     assert [x.name for x in found.layers] == ["mid"]
     assert "embed.weight" in found.left["head"]
 

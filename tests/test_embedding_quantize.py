@@ -115,12 +115,46 @@ def test_a_method_of_the_head_alone_asks_for_no_data() -> None:
     recipe = Recipe(
         LayerRecipe("dynamic"), (("head", LayerRecipe("dynamic", method="gptq")),), WEIGHT_INT8
     )
-    result: Any = quantize(Language(), recipe)
+    model = Language()
+    result: Any = quantize(model, recipe)
     assert result.head.weight is result.embed.weight
-    with pytest.raises(ValueError, match="calibration was given, but no chosen layer"):
-        quantize(Language(), recipe, calibration=[IDS])
+    given: Any = quantize(model, recipe, calibration=[IDS])  # nor is it refused
+    assert_same_bits(given(IDS), result(IDS))
+    with pytest.raises(TypeError, match="iterable of batches"):
+        quantize(model, recipe, calibration=IDS)
+    for arguments in ({"exclude": "head"}, {"exclude": "embed"}):
+        with pytest.raises(ValueError, match="calibration was given, but no chosen layer"):
+            quantize(model, recipe, calibration=[IDS], **arguments)
     with pytest.raises(ValueError, match="'gptq' looks at sample data"):
         quantize(Language(tied=False), recipe)
+    with pytest.raises(ValueError, match="'gptq' looks at sample data"):
+        quantize(model, recipe, include=["head", "embed"])
+
+
+def test_an_override_chooses_a_tied_heads_mode() -> None:
+    head = LayerRecipe("weight-only", WEIGHT_INT4, method="hqq")
+    recipe = Recipe(LayerRecipe("dynamic"), (("he*", head),), WEIGHT_INT8)
+    result: Any = quantize(Language(), recipe)
+    assert result.quantization.quantized["head"] == LayerRecipe("weight-only", WEIGHT_INT8)
+    assert result.head.weight is result.embed.weight
+    assert result.quantization.unmatched == ()
+    assert result.quantization.done == {}
+
+
+def test_two_heads_of_a_table() -> None:
+    model: Any = Language()
+    model.second = nn.Linear(6, 9)
+    model.second.weight = model.head.weight
+    recipe = Recipe(
+        LayerRecipe("dynamic", WEIGHT_INT4, method="hqq"),
+        (("second", LayerRecipe("static", WEIGHT_INT4, method="clip")),),
+        WEIGHT_INT8,
+    )
+    model.forward = lambda ids: Language.forward(model, ids) + model.second(model.embed(ids))
+    result: Any = quantize(model, recipe, calibration=[IDS], inplace=True)
+    assert result.head.weight is result.second.weight is result.embed.weight
+    assert (result.head.mode, result.second.mode) == ("dynamic", "static")
+    assert result.quantization.tied == {"second": "head", "embed": "head"}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +187,13 @@ def test_exact_names_are_quantized_apart() -> None:
     both: Any = quantize(Language(), recipe, include=["head", "embed"])
     assert (both.head.bits, both.embed.bits) == (8, 4)
     assert both.quantization.tied == {}
+    found = Recipe(LayerRecipe("dynamic", WEIGHT_INT4, method="hqq"), embeddings=WEIGHT_INT4)
+    both = quantize(Language(), found, include=["head", "e*"])
+    assert both.quantization.quantized == {"head": found.default}
+    assert both.head.weight is not both.embed.weight
+    both = quantize(Language(), found, include=["h*", "embed"])  # the table's name unties no head
+    assert both.quantization.quantized == {"head": LayerRecipe("dynamic", WEIGHT_INT4)}
+    assert both.head.weight is both.embed.weight
     table: Any = quantize(Language(), recipe, include="embed")
     assert type(table.embed) is QuantizedEmbedding
     assert type(table.head) is nn.Linear

@@ -44,6 +44,8 @@ from zeropoint.integrations.transformers import ZeropointConfig, make_savable  #
 TOKENS = torch.arange(2, 20).reshape(2, 9)
 INT8 = Recipe(LayerRecipe("dynamic"), embeddings=WEIGHT_INT8)
 INT4 = Recipe(LayerRecipe("weight-only", WEIGHT_INT4), embeddings=WEIGHT_INT4)
+BY_METHODS = Recipe(LayerRecipe("dynamic", WEIGHT_INT4, method=("awq", "gptq")), (), WEIGHT_INT8)
+DATA = {"calibration": [{"input_ids": TOKENS}]}
 TABLE = "model.embed_tokens"
 
 
@@ -137,11 +139,15 @@ def test_loaded_back_the_same_bits(
         assert second.padding_idx == first.padding_idx == 0
 
 
-@pytest.mark.parametrize("recipe", [INT8, INT4], ids=["int8", "int4"])
+@pytest.mark.parametrize(
+    ("recipe", "config"),
+    [(INT8, {}), (INT4, {}), (BY_METHODS, DATA)],
+    ids=["int8", "int4", "by methods"],
+)
 def test_a_tied_head_shares_the_table_and_is_written_once(
-    recipe: Recipe, tied: Path, tmp_path: Path
+    recipe: Recipe, config: dict[str, Any], tied: Path, tmp_path: Path
 ) -> None:
-    model = quantized(tied, recipe)
+    model = quantized(tied, recipe, config=config)
     model.save_pretrained(tmp_path / "1")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "1")
     for each in (model, again):
@@ -191,7 +197,7 @@ def test_table_and_head_of_different_integers(tied: Path, tmp_path: Path) -> Non
 
 def test_a_static_head_of_a_table_keeps_what_is_its_own(tied: Path, tmp_path: Path) -> None:
     recipe = Recipe(LayerRecipe("static"), embeddings=WEIGHT_INT8)
-    model = quantized(tied, recipe, config={"calibration": [{"input_ids": TOKENS}]})
+    model = quantized(tied, recipe, config=DATA)
     model.save_pretrained(tmp_path)
     assert "lm_head.input_scale" in safetensors.load_file(tmp_path / "model.safetensors")
     assert_same(model, AutoModelForCausalLM.from_pretrained(tmp_path))

@@ -31,6 +31,7 @@ from zeropoint.recipes import TABLES
 transformers = pytest.importorskip("transformers")
 
 INT4 = LayerRecipe("dynamic", WEIGHT_INT4, method=("awq", "gptq"))
+INT4_TABLE = Recipe(INT4, embeddings=TABLES["int8"])
 STATIC = LayerRecipe("static", WEIGHT_INT8, method=("smooth", "bias-correction"))
 TABLE = Recipe(LayerRecipe("dynamic", WEIGHT_INT4, method="clip"), embeddings=TABLES["int8"])
 
@@ -94,6 +95,8 @@ CASES = [
     (llama, INT4, {"include": ["*.mlp.*", "lm_head"], "exclude": "*.layers.1.*"}),
     (llama, STATIC, {}),
     (llama, TABLE, {}),
+    (llama, INT4_TABLE, {}),
+    (llama, Recipe(STATIC, embeddings=TABLES["int4"]), {}),
     (bert, "int8-static", {}),
     (bert, INT4, {}),
     (t5, INT4, {}),
@@ -143,17 +146,19 @@ def test_blocks_run_by_themselves_although_the_model_would_cache(
     assert before.get("use_cache") == after.get("use_cache")
 
 
-def test_folder_for_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [INT4, INT4_TABLE], ids=["float tables", "int8 tables"])
+def test_folder_for_transformers(tmp_path: Path, recipe: Any) -> None:
     import zeropoint.integrations.transformers
 
     folder, out = llama(tmp_path), tmp_path / "Llama-3.1-int4"
     out.mkdir()  # empty
-    zeropoint.quantize_folder(folder, out, INT4, calibration=tokens())
-    expected = in_memory(folder, INT4, tokens())
+    zeropoint.quantize_folder(folder, out, recipe, calibration=tokens())
+    expected = in_memory(folder, recipe, tokens())
     again = transformers.AutoModelForCausalLM.from_pretrained(out)
     ids = tokens()[0]["input_ids"]
     assert torch.equal(again(ids).logits, expected(ids).logits)
     assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert getattr(again.lm_head, "bits", None) == (8 if recipe is INT4_TABLE else None)
     with pytest.raises(FileExistsError, match="no empty folder"):
         zeropoint.quantize_folder(folder, out, INT4, calibration=tokens())
     with pytest.raises(ValueError, match="quantized already, by zeropoint"):

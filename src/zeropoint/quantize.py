@@ -125,8 +125,8 @@ def quantize(
     Where the recipe has ``embeddings``, every ``nn.Embedding`` that passes the same rules becomes a
     :class:`zeropoint.QuantizedEmbedding`; ``max_norm`` is one more reason to leave one. An output
     layer that is tied to a table shares its integers: it has the mode of its own recipe, the spec
-    of the table, and no method, which would look for others. Where one of the two stays float, so
-    does the other, unless ``include`` holds an exact name.
+    of the table, and no method, which would look for others; so it is where an override names
+    it. Where one of the two stays float, so does the other, unless ``include`` holds an exact name.
 
     The result carries a plain attribute ``quantization``, a :class:`QuantizationSummary`; print it.
 
@@ -192,7 +192,7 @@ def quantize_and_keep(
     recipe = get_recipe("int8-dynamic" if recipe is None else recipe)
     before, tables_before = _before(model)
     selection, unmatched = _choose(model, recipe, plan, include, exclude)
-    _check_calibration(selection.chosen, calibration)
+    _check_calibration(selection, recipe, calibration)
     observers = {
         name: OBSERVERS[layer.observer]()
         for name, layer in selection.chosen.items()
@@ -200,8 +200,8 @@ def quantize_and_keep(
     }
     data: list[Any] = []
     if calibration is not None:
+        check_batches(calibration)
         if any(in_stages(layer) for layer in selection.chosen.values()):
-            check_batches(calibration)
             calibration = data = list(calibration)
         if observers:
             calibrate(model, observers, calibration, progress)
@@ -307,8 +307,10 @@ def _as_built(name: str, made: Callable[[], nn.Module]) -> Built:
     return Built({name: made()})
 
 
-def _check_calibration(chosen: dict[str, LayerRecipe], calibration: Any) -> None:
-    """Data must be there where a layer needs it, and only there."""
+def _check_calibration(selection: Selection, recipe: Recipe, calibration: Any) -> None:
+    """Data must be there where a layer needs it, and only where the recipe asks for it: also of a
+    layer that shares a table's integers and so has no method."""
+    chosen: dict[str, LayerRecipe] = selection.chosen
     static = [name for name, layer in chosen.items() if layer.mode == "static"]
     looking = {name: needs_data(layer.method) for name, layer in chosen.items()}
     looking = {name: methods for name, methods in looking.items() if methods}
@@ -323,7 +325,8 @@ def _check_calibration(chosen: dict[str, LayerRecipe], calibration: Any) -> None
             f"calibration must be given: {methods[0]!r} looks at sample data, and {len(looking)} "
             f"layers use it (first {name!r}); pass an iterable of sample batches"
         )
-    if calibration is not None and not static and not looking:
+    asking = [recipe.match(selection.names[name])[0] for name in chosen]
+    if calibration is not None and not any(r is not None and r.needs_calibration for r in asking):
         raise ValueError(
             "calibration was given, but no chosen layer is static or has a method that looks at it"
         )

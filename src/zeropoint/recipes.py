@@ -173,7 +173,8 @@ class Recipe:
             :mod:`fnmatch`, case-sensitive, and ``*`` also matches dots.
         embeddings: spec of the rows of every ``nn.Embedding``, as a layer's ``weight``, whose
             output channel is a row here; ``None`` keeps them float. ``overrides`` is not about
-            them. A layer that is tied to a table gets the table's spec and no method.
+            them. A layer that is tied to a table gets the table's spec and no method, whatever its
+            own recipe says, unless that keeps it float.
 
     Raises:
         TypeError, ValueError: a field of the wrong type, or a spec that rows cannot follow.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,8 @@ def build(
 ) -> Variants:
     """Quantize a model's layers by ``quantize`` itself; the model is as it was afterwards.
 
+    Embedding tables stay float, and layers tied to one with them, as :func:`chosen` says.
+
     Raises:
         ValueError, TypeError: as :func:`zeropoint.quantize`.
     """
@@ -86,7 +88,7 @@ def build(
     with as_it_was(model), _counted(model) as runs:
         result = quantize(
             model,
-            recipe,
+            replace(recipe, embeddings=None),
             calibration=calibration if needed else None,
             inplace=True,
             progress=progress,
