@@ -28,6 +28,14 @@ struct RowBlocks {
   int rows(int64_t i) const { return int(base + (i < longer)); }
 };
 
+// The part that comes next lies behind this one: share i of `shares` of it, while this one
+// multiplies.
+template <class V>
+ZP_INLINE void fetch_next(const GroupTile& t, int64_t i, int64_t shares) {
+  const int64_t bytes = t.groups * t.record_bytes, end = bytes * (i + 1) / shares;
+  for (int64_t at = bytes * i / shares; at < end; at += 64) V::prefetch_far(t.record + bytes + at);
+}
+
 template <class V, Codes C, Zero Z, int R = V::group_rows>
 ZP_INLINE void int_rows(int rows, const GroupTile& t, int64_t end) {
   if constexpr (R > 1) {
@@ -55,6 +63,7 @@ void int_panel(const GroupBlock& b, int64_t p, int64_t end) {
       t.x = static_cast<const int8_t*>(b.x) + m * b.x_stride + g * w.group_padded;
       if constexpr (C != Centered) t.start = b.start + m * w.groups + g;
       t.sum = b.sum + m * kPanel;
+      if constexpr (C == Centered) fetch_next<V>(t, i, blocks.count);
       int_rows<V, C, Z>(blocks.rows(i), t, end);
     }
   }
@@ -83,6 +92,8 @@ void float_panel(const GroupBlock& b, int64_t p, int64_t end) {
       for (int64_t i = 0, m = 0; i < blocks.count; m += blocks.rows(i++)) {
         t.x = static_cast<const float*>(b.x) + m * b.x_stride + g * w.group;
         t.sum = b.sum + m * kPanel;
+        if constexpr (C == Centered)
+          if (lane == 0) fetch_next<V>(t, i, blocks.count);
         float_rows<V, C, Sub>(blocks.rows(i), t, lane);
       }
   }
