@@ -330,7 +330,9 @@ def _block(
                 times = cold(calls, estimates, 5, flush)
             else:
                 seconds = min(max(slot - settle * ROUNDS, 0.01), 1.0)
-                times = in_turn(calls, estimates, seconds, settle=settle, rest=rest)
+                times = in_turn(
+                    calls, estimates, seconds, settle=settle, rest=rest, threads=block.threads
+                )
             spent += time.monotonic() - started
             others = foreign.share()
             trusted = 0.0 if linear_report.disturbed(others) else min(estimates.values(), default=0)

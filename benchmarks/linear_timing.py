@@ -19,6 +19,10 @@ SAMPLE = 5e-5
 """Seconds of one sample at least: shorter calls are repeated, or the clock would count too much."""
 LONG = 0.01
 """Calls as long as this bring the caches into their state themselves: no warm-up."""
+GATHERING = 0.04
+"""Seconds that threads may take to find a CPU each. On a virtual machine a CPU that sleeps can pass
+for one that is taken, so two threads wake up on one; a call takes two ticks of the scheduler (8 ms)
+then, until its load balancing looks."""
 DISTURBED = 0.05
 """A call that seems to take less is tried again before it is believed."""
 HOPELESS = 4.0
@@ -111,6 +115,7 @@ def in_turn(
     *,
     settle: float,
     rest: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> dict[str, Times]:
     """Time calls in rounds, each round in another order.
 
@@ -120,6 +125,7 @@ def in_turn(
         seconds: for each of them, about; each is timed once or more in every round.
         settle: seconds of each burst that are not counted: weights come back to the caches.
         rest: called before each burst.
+        threads: that calls use.
     """
     times = {name: Times() for name in calls}
     names = list(calls)
@@ -130,14 +136,16 @@ def in_turn(
             best = min(estimates.values(), default=0.0)
             for name in names:
                 call, took, samples = calls[name], estimates[name], times[name].samples
-                tries = 1 if took > DISTURBED else 3
+                tries = 1 if took > DISTURBED else 3 if threads == 1 else ROUNDS
                 if round_ >= tries and took > HOPELESS * best and took * ROUNDS > seconds / 4:
                     continue
                 if round_ > 1 and took > seconds / ROUNDS * 2 and (round_ > 2 or took > seconds):
                     continue  # two or three samples of a long call must do
                 rest()
-                if took < LONG:
-                    end = time.perf_counter() + settle
+                gathering = threads > 1 and took < DISTURBED
+                if gathering or took < LONG:
+                    warm = max(settle, min(5 * took, GATHERING) if gathering else 0.0)
+                    end = time.perf_counter() + warm
                     call()
                     while time.perf_counter() < end:
                         call()
