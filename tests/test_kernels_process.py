@@ -58,8 +58,11 @@ from zeropoint import kernels
 
 torch.set_num_threads(2)
 cases = [make(mode, *shape) for mode in MODES for shape in ((1, 700, 700), (32, 512, 256))]
+# By torch, whose own products may wait in the child for threads that are not there.
 expected = [case.expected() for case in cases]
 for isa in ISAS:
+    fresh = make("dynamic", 3, 64, 64, seed=9)
+    fresh_expected = fresh.expected()
     with kernels.force_isa(isa):
         for case, e in zip(cases, expected):
             assert_same_bits(case.compute(), e, isa)  # the parent has used its threads
@@ -69,8 +72,7 @@ for isa in ISAS:
             try:
                 for case, e in zip(cases, expected):
                     assert_same_bits(case.compute(), e, isa + " in the child")
-                fresh = make("dynamic", 3, 64, 64, seed=9)
-                assert_same_bits(fresh.compute(), fresh.expected(), isa + " packed in the child")
+                assert_same_bits(fresh.compute(), fresh_expected, isa + " packed in the child")
                 code = 0
             except BaseException as error:
                 print(repr(error), flush=True)
