@@ -26,7 +26,8 @@ def test_sqnr_alone_and_accumulated_as_defined() -> None:
         hidden, running = model[0](x), twin[0](x)
         first, second = report.layers
         assert [first.name, second.name] == ["0", "2"]
-        assert first.alone.sqnr_db == pytest.approx(sqnr(hidden, running), rel=1e-9)
+        # Torch's float products differ in their last bits by the size of the batch.
+        assert first.alone.sqnr_db == pytest.approx(sqnr(hidden, running), rel=1e-6)
         assert first.accumulated == first.alone
         hidden, running = hidden.relu(), running.relu()
         y = model[2](hidden)
