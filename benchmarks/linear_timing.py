@@ -144,11 +144,7 @@ def in_turn(
                 rest()
                 gathering = threads > 1 and took < DISTURBED
                 if gathering or took < LONG:
-                    warm = max(settle, min(5 * took, GATHERING) if gathering else 0.0)
-                    end = time.perf_counter() + warm
-                    call()
-                    while time.perf_counter() < end:
-                        call()
+                    _warm_up(call, settle, GATHERING if gathering else settle, 2 * took)
                 end = time.perf_counter() + seconds / ROUNDS
                 count = max(1, min(1000, int(SAMPLE / took)))
                 repeat = range(count)
@@ -167,6 +163,18 @@ def in_turn(
         if collecting:
             gc.enable()
     return times
+
+
+def _warm_up(call: Call, least: float, most: float, quick: float) -> None:
+    """Call for so many seconds: ``least``, and on until a call is ``quick``, but not beyond
+    ``most``."""
+    start = now = time.perf_counter()
+    while True:
+        before = now
+        call()
+        now = time.perf_counter()
+        if now - start >= most or (now - start >= least and now - before < quick):
+            return
 
 
 def cold(
