@@ -16,7 +16,8 @@ from torch import nn
 
 import zeropoint
 from bits import assert_same_bits
-from zeropoint import WEIGHT_INT8, Recipe
+from zeropoint import WEIGHT_INT8, QuantizedEmbedding, QuantizedLinear, Recipe
+from zeropoint.compat import quantize_dynamic
 from zeropoint.replace import replace_modules
 
 pytest.importorskip("transformers", "5.0")
@@ -85,6 +86,65 @@ def test_refused_where_a_checkpoint_was_loaded_into_it(tmp_path: Path) -> None:
     model = zeropoint.load(tmp_path / "model.safetensors", bert())
     with pytest.raises(ValueError, match=REFUSED):
         model.save_pretrained(tmp_path / "refused")
+
+
+def put(model: Any, path: str, layer: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+
+
+WORDS = "bert.embeddings.word_embeddings"
+PLACED = {
+    "in place": lambda m: zeropoint.quantize(m.bert.encoder.layer[0], inplace=True),
+    "a part": lambda m: put(m, "bert.pooler", zeropoint.quantize(m.bert.pooler)),
+    "a layer": lambda m: put(m, "classifier", QuantizedLinear.from_linear(m.classifier)),
+    "a table": lambda m: put(
+        m, WORDS, QuantizedEmbedding.from_embedding(m.get_submodule(WORDS), WEIGHT_INT8)
+    ),
+}
+
+
+@pytest.mark.parametrize("how", PLACED)
+def test_refused_where_a_part_was_quantized_by_itself(how: str, tmp_path: Path) -> None:
+    model = bert()
+    PLACED[how](model)
+    for each in (model, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match=REFUSED):
+            each.save_pretrained(tmp_path / "refused")
+    assert not list((tmp_path / "refused").glob("*.safetensors"))
+    torch.save(model.state_dict(), tmp_path / "state.pt")  # as ever
+    make_savable(model).save_pretrained(tmp_path / "saved")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert_same_bits(again(TOKENS).logits.detach(), model(TOKENS).logits.detach())
+
+
+def test_a_part_quantized_afterwards_gets_into_the_table(tmp_path: Path) -> None:
+    model = make_savable(zeropoint.quantize(bert(), include="classifier"))
+    zeropoint.quantize(model.bert.pooler, inplace=True)
+    model.save_pretrained(tmp_path)
+    again = BertForSequenceClassification.from_pretrained(tmp_path)
+    assert isinstance(again.bert.pooler.dense, QuantizedLinear)
+    assert_same_bits(again(TOKENS).logits.detach(), model(TOKENS).logits.detach())
+
+
+@pytest.mark.parametrize(
+    ("savable", "message"),
+    [
+        (False, r"float weights: with layers of zeropoint\.compat"),
+        (True, "a LinearPackedParams cannot be saved in a transformers folder"),
+    ],
+    ids=["floats", "a savable model"],
+)
+def test_layers_of_compat_are_refused(savable: bool, message: str, tmp_path: Path) -> None:
+    model = bert()
+    if savable:
+        model = make_savable(zeropoint.quantize(model, include="classifier"))
+    quantize_dynamic(model.bert.pooler, inplace=True)
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    state = model.state_dict()  # as ever
+    assert state["bert.pooler.dense._packed_params.weight"].dtype == torch.int8
 
 
 def test_refused_within_another_model_as_in_sentence_transformers(tmp_path: Path) -> None:

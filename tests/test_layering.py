@@ -42,6 +42,7 @@ LAYERS = (
         "interleave",
         "atomic",
         "plain",
+        "saving",
         "statistics",
         "splits",
         "terminal",

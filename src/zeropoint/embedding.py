@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import held_weight
 from .affine import quantize_to_spec
 from .packings import forget, shared_qtensor
+from .saving import check_state_goes_elsewhere
 from .spec import WEIGHT_INT8, QuantSpec
 from .tensor import QTensor
 
@@ -217,6 +218,10 @@ class QuantizedEmbedding(nn.Module):
                 self._buffers[name] = old.to(new.device)
         self.output_dtype = output_dtype
         return self
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        check_state_goes_elsewhere()
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

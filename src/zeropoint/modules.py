@@ -14,6 +14,7 @@ from .float_linear import Linear
 from .input_transform import check_rotation, transform_input, walsh_hadamard
 from .packings import QPARAMS, forget, fresh, shared_qtensor, version
 from .recording import recorded
+from .saving import check_state_goes_elsewhere
 from .spec import WEIGHT_INT8, QuantSpec
 from .tensor import QTensor
 
@@ -355,6 +356,10 @@ class QuantizedLinear(nn.Module):
                 self._buffers[name] = old.to(new.device)
         self._cache = None
         return self
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        check_state_goes_elsewhere()
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

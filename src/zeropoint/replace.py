@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
+from . import saving
 from .embedding import QuantizedEmbedding
 from .modules import QuantizedLinear
 from .packed_linear import PackedLinear
@@ -109,36 +109,26 @@ def _switch_off_fused_paths(model: nn.Module) -> None:
 
 def _guard_saving(model: nn.Module) -> None:
     """Let ``save_pretrained`` of transformers raise on models, and parts of them, that hold our
-    integers: it would write them as if they were float weights. ``ZeropointQuantizer`` is what lets
-    it write them, see :func:`zeropoint.integrations.transformers.make_savable`."""
-    # Who has such a model has imported transformers; nobody else needs it.
-    library = sys.modules.get("transformers.modeling_utils")
-    pretrained = getattr(library, "PreTrainedModel", None)
+    integers, before it writes anything. The layers themselves would refuse once it has written the
+    config. ``ZeropointQuantizer`` is what lets it write them, see
+    :func:`zeropoint.integrations.transformers.make_savable`."""
+    pretrained = saving.pretrained_class()
     if pretrained is None:
         return
     for module in model.modules():
         if not isinstance(module, pretrained):
             continue
-        config = getattr(getattr(module, "hf_quantizer", None), "quantization_config", None)
         ours = any(isinstance(m, QuantizedLinear | QuantizedEmbedding) for m in module.modules())
-        if ours and getattr(config, "quant_method", None) != "zeropoint":
-            module.save_pretrained = _refuse_saving  # type: ignore[assignment]
+        if ours and not saving.is_savable(module):
+            module.save_pretrained = saving.refuse  # type: ignore[assignment]
         else:
             allow_saving(module)
 
 
 def allow_saving(model: nn.Module) -> None:
     """Undo for one model what :func:`replace_modules` does to ``save_pretrained``."""
-    if model.__dict__.get("save_pretrained") is _refuse_saving:
+    if model.__dict__.get("save_pretrained") is saving.refuse:
         del model.save_pretrained
-
-
-def _refuse_saving(*args: Any, **kwargs: Any) -> None:
-    raise ValueError(
-        "save_pretrained must not write the integers of quantized layers as if they were float "
-        "weights: call zeropoint.integrations.transformers.make_savable(model) first, or use "
-        "zeropoint.save"
-    )
 
 
 _Holder: TypeAlias = QuantizedLinear | QuantizedEmbedding

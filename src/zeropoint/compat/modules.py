@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_linear_bn_weights
 from .. import functional
 from ..affine import quantize_per_channel, quantize_per_tensor
 from ..packings import remembered_qtensor
+from ..saving import check_state_goes_elsewhere
 from ..tensor import QTensor
 from .ops import own
 
@@ -73,6 +74,10 @@ class LinearPackedParams(nn.Module):
             if old is not None and new is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)  # a cast would round scales and bias
         return self
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        check_state_goes_elsewhere(savable=False)
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(
         self,
