@@ -48,10 +48,10 @@ def digest(embeddings: Tensor) -> str:
     return hashlib.sha256(embeddings.numpy().tobytes()).hexdigest()
 
 
-def digest_of_checkpoint(path: Path) -> str:
-    """Fill an untrained MiniLM from a checkpoint, embed the sentences, and give their digest."""
+def digest_of_checkpoint(path: Path, sentences: int) -> str:
+    """Fill an untrained MiniLM from a checkpoint, embed sentences, and give their digest."""
     model = zeropoint.load(path, models.untrained_minilm())
-    batches = models.token_batches(models.load_tokenizer(), models.english_sentences())
+    batches = models.token_batches(models.load_tokenizer(), models.english_sentences(sentences))
     return digest(models.embed(model.eval(), batches))
 
 
@@ -140,14 +140,14 @@ def save_all(contenders: dict[str, nn.Module], checkpoint: Path) -> dict[str, in
     return sizes
 
 
-def main(folder: Path, rounds: int, out: Console | None = None) -> None:
+def main(folder: Path, rounds: int, sentences: int, out: Console | None = None) -> None:
     """Quantize, measure, save, load again, print."""
     out = out or console()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "minilm-int8.safetensors"
     all_models = contenders()
     tokenizer = models.load_tokenizer()
-    batches = models.token_batches(tokenizer, models.english_sentences())
+    batches = models.token_batches(tokenizer, models.english_sentences(sentences))
     sized = sized_batches(tokenizer)
     with out.status("Embedding"):
         embeddings = {name: models.embed(model, batches) for name, model in all_models.items()}
@@ -171,7 +171,7 @@ def main(folder: Path, rounds: int, out: Console | None = None) -> None:
 
     with out.status("Loading the checkpoint in a new process"):
         loaded = subprocess.run(
-            [sys.executable, __file__, "--digest", str(checkpoint)],
+            [sys.executable, __file__, "--digest", str(checkpoint), "--sentences", str(sentences)],
             check=True,
             stdout=subprocess.PIPE,
             text=True,
@@ -191,11 +191,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of timing")
+    parser.add_argument("--sentences", type=int, default=512, help="how many are embedded")
     parser.add_argument(
         "--digest", type=Path, metavar="FILE", help="only print the digest of a checkpoint's output"
     )
     arguments = parser.parse_args()
     if arguments.digest:
-        print(digest_of_checkpoint(arguments.digest))
+        print(digest_of_checkpoint(arguments.digest, arguments.sentences))
     else:
-        main(arguments.out, arguments.rounds)
+        main(arguments.out, arguments.rounds, arguments.sentences)

@@ -163,7 +163,7 @@ def test_minilm_ruined_range(
 
 @pytest.mark.model
 def test_minilm_costs_less_than_twenty_evaluations(encoder: nn.Module) -> None:
-    sentences = models.token_batches(models.load_tokenizer(), models.english_sentences(64))
+    sentences = models.token_batches(models.load_tokenizer(), models.english_sentences(32))
     found = diagnose(encoder, sentences)
     assert len(found.layers) == 37
     assert found.evaluations < 20  # what it takes in time, docs/diagnose.md says

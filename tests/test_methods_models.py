@@ -10,7 +10,7 @@ import zeropoint
 @pytest.mark.model
 def test_gptq_beats_rounding_to_nearest_on_minilm():
     encoder, tokenizer = models.load_minilm(), models.load_tokenizer()
-    sentences = models.english_sentences(192)
+    sentences = models.english_sentences(96)
     test, data = (models.token_batches(tokenizer, s) for s in (sentences[::3], sentences[1::3]))
     data += models.token_batches(tokenizer, sentences[2::3])
     reference = models.embed(encoder, test)

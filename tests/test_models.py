@@ -91,7 +91,10 @@ def test_minilm_knows_what_is_alike(encoder: models.SentenceEncoder) -> None:
 @pytest.mark.model
 def test_demo_runs_and_a_new_process_finds_the_same_bits(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "demo.py"), "--out", str(tmp_path), "--rounds", "1"],
+        [
+            *(sys.executable, str(EXAMPLES / "demo.py"), "--out", str(tmp_path)),
+            *("--rounds", "1", "--sentences", "48"),
+        ],
         capture_output=True,
         text=True,
     )

@@ -173,6 +173,7 @@ sys.path[:0] = [sys.argv[3]]
 import test_quantize_folder as cases
 import zeropoint
 from pathlib import Path
+from transformers import AutoModelForCausalLM, LlamaForCausalLM  # once, not in every child
 from zeropoint import methods
 from zeropoint.formats import native, parts, writer
 
