@@ -26,8 +26,8 @@ then, until its load balancing looks."""
 DISTURBED = 0.05
 """A call that seems to take less is tried again before it is believed."""
 HOPELESS = 4.0
-"""A peer so many times slower than the best gets one round only; three where it may have been
-disturbed."""
+"""A peer so many times slower than the best gets one round only; where it may have been disturbed
+three, or all if it uses several threads."""
 
 
 @dataclass

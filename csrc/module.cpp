@@ -23,10 +23,11 @@ T* at(Address address) {
 // Lets other Python threads run, where the work is long enough to be worth the switch.
 class ReleaseGil {
  public:
-  template <class W>
-  ReleaseGil(const W& w, int64_t rows) {
-    if (rows * w.n * w.k > (int64_t(1) << 20)) release_.emplace();
+  explicit ReleaseGil(int64_t multiply_adds) {
+    if (multiply_adds > (int64_t(1) << 20)) release_.emplace();
   }
+  template <class W>
+  ReleaseGil(const W& w, int64_t rows) : ReleaseGil(rows * w.n * w.k) {}
 
  private:
   std::optional<nb::gil_scoped_release> release_;
@@ -129,8 +130,7 @@ NB_MODULE(_core, m) {
   m.def("transform_input", [](Address x, int type, int64_t rows, int64_t stride, int64_t k,
                               Address factor, int64_t size, Address y, int threads) {
     if (size < 1 || size & (size - 1) || k % size) throw nb::value_error("size does not fit");
-    std::optional<nb::gil_scoped_release> release;
-    if (rows * k > (1 << 16)) release.emplace();
+    const ReleaseGil release(16 * rows * k);  // what an entry takes, in multiply-adds
     zp::transform_input({at(x), float_type(type), rows, stride}, k, at<const float>(factor), size,
                         at(y), threads);
   });

@@ -59,7 +59,8 @@ def quick(kind: str, x: Any, weight: Any, bias: Any, *more: Any) -> Tensor | Non
 
 def quick_transform(x: Any, factor: Tensor, size: int) -> Tensor | None:
     """:func:`zeropoint.input_transform.transform_input` by the core; ``None`` where anything is out
-    of the ordinary. ``size`` must fit the factor."""
+    of the ordinary: as :func:`quick`, whose checks are written out again. ``size`` must fit the
+    factor."""
     if type(x) is not Tensor or x.requires_grad or not state.enabled or dispatch_modes():
         return None
     code, shape = TYPES.get(x.dtype), x.shape
