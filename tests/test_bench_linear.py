@@ -255,6 +255,42 @@ def test_a_call_that_was_disturbed_gets_another_chance(monkeypatch: pytest.Monke
     assert len(times["slow"].samples) == 1
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_given_time_to_find_a_cpu_each(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each rest a call takes two ticks three times over; of one thread nothing excuses it."""
+    now, since_rest = [0.0], [0]
+    monkeypatch.setattr(linear_timing.time, "perf_counter", lambda: now[0])
+
+    def call() -> None:
+        since_rest[0] += 1
+        now[0] += 8e-3 if since_rest[0] <= 3 else 1e-4
+
+    def rest() -> None:
+        since_rest[0] = 0
+
+    times = linear_timing.in_turn(
+        {"a": call}, {"a": 1e-4}, 2e-3, settle=1e-3, rest=rest, threads=threads
+    )
+    assert times["a"].to_dict()["us"] == pytest.approx(8000 if threads == 1 else 100)
+
+
+@pytest.mark.parametrize("took", [0.02, 0.2])
+def test_waiting_for_threads_ends(took: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that stays slower than it was is timed all the same."""
+    now, counts = [0.0], [0]
+    monkeypatch.setattr(linear_timing.time, "perf_counter", lambda: now[0])
+
+    def call() -> None:
+        counts[0] += 1
+        now[0] += took
+
+    times = linear_timing.in_turn({"a": call}, {"a": 1e-4}, 1e-3, settle=1e-3, threads=2)
+    assert times["a"].to_dict()["us"] == pytest.approx(took * 1e6)
+    assert counts[0] <= linear_timing.ROUNDS * (1 + linear_timing.GATHERING / took + 1)
+
+
 def test_every_burst_begins_at_rest() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
