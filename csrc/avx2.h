@@ -6,7 +6,7 @@ struct Avx2Base {
   using i32 = __m256i;
   static constexpr int lanes = 8, quantize_width = 32;
   static constexpr int float_rows = 6, float_vecs = 2;
-  static constexpr int group_rows = 4;
+  static constexpr int group_rows = 4, coded_rows = 8;
   static constexpr int group_vecs(int) { return 2; }
   static constexpr bool keep_sums = false, unsigned_rows = true;
   static constexpr int byte_offset = 0;

@@ -9,7 +9,7 @@ struct Avx512 {
   static constexpr int lanes = 16, quantize_width = 64;
   static constexpr int int_rows = 6, int_vecs = 4, int_chains = 10;
   static constexpr int float_rows = 6, float_vecs = 4;
-  static constexpr int group_rows = 6;
+  static constexpr int group_rows = 6, coded_rows = 18;
   static constexpr int group_vecs(int rows) { return rows <= 3 ? 4 : 2; }
   static constexpr bool keep_sums = true, unsigned_rows = true;
   static constexpr int byte_offset = 0;

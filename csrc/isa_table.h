@@ -19,7 +19,7 @@ constexpr Isa make_isa(const char* name, bool (*supported)(), float gmacs, float
       float_block<V>,
       group_block<V>,
       prepare_groups<V>,
-      V::group_rows,
+      V::coded_rows,
       V::unsigned_rows,
       V::widen,
       {peak_int8<V>, peak_float32<V>, nullptr, {read_memory<V, false>, read_memory<V, true>}}};

@@ -16,7 +16,6 @@ ZP_INLINE GroupTile tile_of(const GroupBlock& b, int64_t p, int64_t g, int64_t c
   t.start_stride = w.groups;
   t.zero = w.zero;
   t.scale_type = w.scale_type;
-  t.sum_stride = kPanel;
   return t;
 }
 
@@ -36,35 +35,94 @@ ZP_INLINE void fetch_next(const GroupTile& t, int64_t i, int64_t shares) {
   for (int64_t at = bytes * i / shares; at < end; at += 64) V::prefetch_far(t.record + bytes + at);
 }
 
-template <class V, Codes C, Zero Z, int R = V::group_rows>
-ZP_INLINE void int_rows(int rows, const GroupTile& t, int64_t end) {
-  if constexpr (R > 1) {
-    if (rows < R) return int_rows<V, C, Z, R - 1>(rows, t, end);
+// The part that comes next lies behind this one: it is fetched while this one multiplies, some
+// lines with each group of each of `tiles` tiles.
+template <class Tile>
+struct Ahead {
+  const char* end;
+  Ahead(Tile& tile, const GroupTile& part, int64_t tiles) {
+    const int64_t bytes = part.groups * part.record_bytes;
+    tile.ahead = reinterpret_cast<const char*>(part.record) + bytes;
+    tile.ahead_lines = ceil_div(bytes, 64 * tiles * part.groups);
+    end = tile.ahead + bytes;
   }
-  for (int lane = 0; lane < end; lane += V::group_vecs(R) * V::lanes)
+  void next(Tile& tile) const {
+    tile.ahead += 64 * tile.ahead_lines * tile.groups;
+    if (tile.ahead >= end) tile.ahead_lines = 0;
+  }
+};
+
+template <class V, Codes C, Zero Z, int R = V::group_rows>
+ZP_INLINE void int_rows(int rows, GroupTile& t, int end, const Ahead<GroupTile>& ahead) {
+  if constexpr (R > 1) {
+    if (rows < R) return int_rows<V, C, Z, R - 1>(rows, t, end, ahead);
+  }
+  for (int lane = 0; lane < end; lane += V::group_vecs(R) * V::lanes) {
     group_int_tile<V, R, C, Z>(t, lane);
+    ahead.next(t);
+  }
 }
 
+// Integers as their codes lie. What several blocks of rows read in turn is to stay in the second
+// cache.
 template <class V, Codes C, Zero Z>
-void int_panel(const GroupBlock& b, int64_t p, int64_t end) {
+void int_panel(const GroupBlock& b, int64_t p, int end) {
   const PackedGroups& w = *b.w;
   const RowBlocks blocks(b.rows, V::group_rows);
-  const int64_t part = blocks.count == 1 ? w.groups : w.part(kIntPart);
-  int8_t* centered = reinterpret_cast<int8_t*>(b.scratch + part * kPanel);
-  int32_t* first = reinterpret_cast<int32_t*>(b.scratch);
+  const int64_t part = blocks.count == 1 ? w.groups : w.part(kCodedPart);
+  const int width = V::group_vecs(int(b.rows / blocks.count)) * V::lanes;
   for (int64_t g = 0; g < w.groups; g += part) {
     GroupTile t = tile_of<V>(b, p, g, part);
-    if constexpr (C == Centered) {
-      center_codes<V>(t, centered, first);
-      t.centered = centered;
-      t.first = first;
-    }
+    const Ahead<GroupTile> ahead(t, t, blocks.count * ceil_div(end, width));
+    if (blocks.count == 1) t.ahead_lines = 0;
     for (int64_t i = 0, m = 0; i < blocks.count; m += blocks.rows(i++)) {
       t.x = static_cast<const int8_t*>(b.x) + m * b.x_stride + g * w.group_padded;
-      if constexpr (C != Centered) t.start = b.start + m * w.groups + g;
+      t.start = b.start + m * w.groups + g;
       t.sum = b.sum + m * kPanel;
-      if constexpr (C == Centered) fetch_next<V>(t, i, blocks.count);
-      int_rows<V, C, Z>(blocks.rows(i), t, end);
+      int_rows<V, C, Z>(blocks.rows(i), t, end, ahead);
+    }
+  }
+}
+
+template <class V, int R = V::group_rows>
+ZP_INLINE void centered_rows(int rows, CenteredTile& t, int end, const Ahead<CenteredTile>& ahead) {
+  if constexpr (R > 1) {
+    if (rows < R) return centered_rows<V, R - 1>(rows, t, end, ahead);
+  }
+  constexpr int vecs = V::group_vecs(R), most = kStrip / V::lanes;
+  constexpr int N = vecs < most ? vecs : most;
+  for (int lane = 0; lane < end; lane += N * V::lanes) {
+    centered_tile<V, R, N>(t, lane);
+    ahead.next(t);
+  }
+}
+
+// Integers less their zero points, some groups of a strip at a time.
+template <class V>
+void centered_panel(const GroupBlock& b, int64_t p, int end) {
+  const PackedGroups& w = *b.w;
+  const RowBlocks blocks(b.rows, V::group_rows);
+  const int64_t part = w.part(kIntPart);
+  CenteredGroup* group = reinterpret_cast<CenteredGroup*>(b.scratch);
+  int8_t* centered = reinterpret_cast<int8_t*>(group + part);
+  for (int64_t g = 0; g < w.groups; g += part) {
+    const GroupTile from = tile_of<V>(b, p, g, part);
+    CenteredTile t{};
+    t.w = centered;
+    t.group = group;
+    t.k = from.k;
+    t.groups = from.groups;
+    t.last_k = from.last_k;
+    t.x_stride = b.x_stride;
+    const Ahead<CenteredTile> ahead(t, from, blocks.count * ceil_div(end, kStrip));
+    for (int strip = 0; strip < end; strip += kStrip) {
+      center_codes<V>(from, strip, centered, group);
+      const int width = end - strip < kStrip ? end - strip : kStrip;
+      for (int64_t i = 0, m = 0; i < blocks.count; m += blocks.rows(i++)) {
+        t.x = static_cast<const int8_t*>(b.x) + m * b.x_stride + g * w.group_padded;
+        t.sum = b.sum + m * kPanel + strip;
+        centered_rows<V>(blocks.rows(i), t, width, ahead);
+      }
     }
   }
 }
@@ -78,7 +136,7 @@ ZP_INLINE void float_rows(int rows, const GroupTile& t, int lane) {
 }
 
 template <class V, Codes C, bool Sub>
-void float_panel(const GroupBlock& b, int64_t p, int64_t end) {
+void float_panel(const GroupBlock& b, int64_t p, int end) {
   const PackedGroups& w = *b.w;
   const RowBlocks blocks(b.rows, V::float_rows);
   const int64_t part = blocks.count == 1 ? w.groups : w.part(kFloatPart);
@@ -120,15 +178,15 @@ ZP_INLINE void finish_groups(const GroupBlock& b, int64_t p, const float* sum) {
 }
 
 template <class V, Codes C>
-ZP_INLINE void int_panel_with(const GroupBlock& b, int64_t p, int64_t end) {
+ZP_INLINE void int_panel_with(const GroupBlock& b, int64_t p, int end) {
   if (b.w->zero >= 0) return int_panel<V, C, OneZero>(b, p, end);
   b.w->paired() ? int_panel<V, C, PairedZero>(b, p, end) : int_panel<V, C, ScaledZero>(b, p, end);
 }
 
 template <class V>
-ZP_INLINE void panel_with(const GroupBlock& b, int64_t p, int64_t end) {
+ZP_INLINE void panel_with(const GroupBlock& b, int64_t p, int end) {
   if (b.row) {
-    if (b.centered) return int_panel<V, Centered, OneZero>(b, p, end);
+    if (b.centered) return centered_panel<V>(b, p, end);
     return b.w->bytes ? int_panel_with<V, Bytes>(b, p, end) : int_panel_with<V, Nibbles>(b, p, end);
   }
   if (b.rows > V::float_rows) return float_panel<V, Centered, false>(b, p, end);
@@ -142,7 +200,7 @@ void group_block(const GroupBlock& b) {
   for (int64_t p = b.panel_begin; p < b.panel_end; p++) {
     for (int64_t i = 0; i < b.rows * kPanel; i += V::lanes)
       V::template store<F32>(b.sum, i, V::zero_f32());
-    panel_with<V>(b, p, b.w->n - p * kPanel < kPanel ? b.w->n - p * kPanel : kPanel);
+    panel_with<V>(b, p, int(b.w->n - p * kPanel < kPanel ? b.w->n - p * kPanel : kPanel));
     switch (b.y_type) {
       case BF16: finish_groups<V, BF16>(b, p, b.sum); break;
       case F16: finish_groups<V, F16>(b, p, b.sum); break;

@@ -50,12 +50,13 @@ ZP_INLINE typename V::i32 lowered_zeros(const GroupTile& t, const uint8_t* zeros
 
 // R rows x float_vecs vectors of outputs from output `lane` of the panel on.
 template <class V, int R, Codes C, bool Sub>
-void group_float_tile(const GroupTile& tile, int lane) {
+ZP_NOINLINE void group_float_tile(const GroupTile& tile, int lane) {
   const GroupTile t = tile;  // what is written to `sum` could otherwise be part of it
   constexpr int N = V::float_vecs;
   constexpr int64_t octet_bytes = C == Bytes ? 2 * kQuadBytes : kQuadBytes;
   const float* x = static_cast<const float*>(t.x);
-  const float* floats = static_cast<const float*>(t.centered) + lane;
+  const float* floats = t.centered + lane;
+  float* y = t.sum + lane;
   const uint8_t* record = t.record;
   const auto lut = V::make_lut(Sub ? 0 : int32_t(t.zero));
   for (int64_t g = 0; g < t.groups; g++, record += t.record_bytes) {
@@ -94,8 +95,8 @@ void group_float_tile(const GroupTile& tile, int lane) {
     load_scales<V, N>(t.scale_type, scales, lane, scale);
     ZP_EACH(v, N) {
       ZP_EACH(r, R) {
-        float* y = t.sum + r * t.sum_stride + lane + v * V::lanes;
-        V::template store<F32>(y, 0, V::fma(sum[r][v], scale[v], V::template load<F32>(y, 0)));
+        const int64_t at = r * kPanel + v * V::lanes;
+        V::template store<F32>(y, at, V::fma(sum[r][v], scale[v], V::template load<F32>(y, at)));
       }
     }
   }

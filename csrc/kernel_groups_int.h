@@ -2,38 +2,30 @@
 //
 // Few rows read codes as they lie, and activations are signed: an accumulator starts at -zero * sum
 // of the row's activations. Many rows share weights that are made int8 beforehand, less their zero
-// points; where V::unsigned_rows the hardware then wants the activations unsigned, as they are
-// without the lowering by 128, and an accumulator starts at -128 * sum of the weights, which no row
-// has for itself.
+// points, half a panel of them at a time; where V::unsigned_rows the hardware then wants the
+// activations unsigned, as they are without the lowering by 128, and an accumulator starts at
+// -128 * sum of the weights, which no row has for itself.
 
 // R rows x group_vecs vectors of outputs from output `lane` of the panel on.
 template <class V, int R, Codes C, Zero Z>
-void group_int_tile(const GroupTile& tile, int lane) {
+ZP_NOINLINE void group_int_tile(const GroupTile& tile, int lane) {
   const GroupTile t = tile;  // what is written to `sum` could otherwise be part of it
   constexpr int N = V::group_vecs(R);
   constexpr int64_t packed_bytes = C == Bytes ? 2 * kQuadBytes : kQuadBytes;  // of eight k
-  constexpr int64_t octet_bytes = C == Nibbles ? kQuadBytes : 2 * kQuadBytes;
   const int8_t* a = static_cast<const int8_t*>(t.x);
-  const uint8_t* codes = static_cast<const uint8_t*>(t.centered) + 4 * lane;
   const uint8_t* record = t.record;
+  const char* ahead = t.ahead;
+  float* y = t.sum + lane;
   typename V::f32 sum[R][N];
   if constexpr (V::keep_sums) {
     ZP_EACH(r, R)
-      ZP_EACH(v, N)
-        sum[r][v] = V::template load<F32>(t.sum + r * t.sum_stride + lane, v * V::lanes);
+      ZP_EACH(v, N) sum[r][v] = V::template load<F32>(y, r * kPanel + v * V::lanes);
   }
   for (int64_t g = 0; g < t.groups; g++, record += t.record_bytes) {
     const int64_t k = g == t.groups - 1 ? t.last_k : t.k;
     const uint8_t* scales = record + ceil_div(k, 8) * packed_bytes;
     typename V::i32 acc[R][N];
-    if constexpr (C == Centered) {
-      ZP_EACH(v, N) {
-        const auto first = V::unsigned_rows
-                               ? V::load_i32(t.first + g * kPanel + lane + v * V::lanes)
-                               : V::zero_i32();
-        ZP_EACH(r, R) acc[r][v] = first;
-      }
-    } else if constexpr (Z == OneZero) {
+    if constexpr (Z == OneZero) {
       ZP_EACH(r, R) {
         const auto start = V::set1_i32(t.start[r * t.start_stride + g]);
         ZP_EACH(v, N) acc[r][v] = start;
@@ -53,12 +45,11 @@ void group_int_tile(const GroupTile& tile, int lane) {
         }
       }
     }
-    if constexpr (C != Centered) codes = record + 4 * lane;
+    for (int64_t i = 0; i < t.ahead_lines; i++, ahead += 64) V::prefetch_far(ahead);
+    const uint8_t* codes = record + 4 * lane;
     for (int64_t i = 0; i < k; i += 8) {
-      if constexpr (C != Centered) {
-        V::prefetch(codes + 2048);
-        if constexpr (C == Bytes) V::prefetch(codes + 2048 + kQuadBytes);
-      }
+      V::prefetch(codes + 2048);
+      if constexpr (C == Bytes) V::prefetch(codes + 2048 + kQuadBytes);
       ZP_EACH(h, 2) {
         typename V::i32 w[N];
         ZP_EACH(v, N) {
@@ -75,14 +66,12 @@ void group_int_tile(const GroupTile& tile, int lane) {
           ZP_EACH(v, N) {
             if constexpr (C == Bytes)
               acc[r][v] = V::dot_bytes(acc[r][v], w[v], av);
-            else if constexpr (C == Centered && V::unsigned_rows)
-              acc[r][v] = V::dot_codes(acc[r][v], av, w[v]);
             else
               acc[r][v] = V::dot_codes(acc[r][v], w[v], av);
           }
         }
       }
-      codes += octet_bytes;
+      codes += packed_bytes;
       a += 8;
     }
     typename V::f32 scale[N];
@@ -93,48 +82,114 @@ void group_int_tile(const GroupTile& tile, int lane) {
         if constexpr (V::keep_sums) {
           sum[r][v] = V::fma(part, scale[v], sum[r][v]);
         } else {
-          float* at = t.sum + r * t.sum_stride + lane + v * V::lanes;
-          V::template store<F32>(at, 0, V::fma(part, scale[v], V::template load<F32>(at, 0)));
+          const int64_t at = r * kPanel + v * V::lanes;
+          V::template store<F32>(y, at, V::fma(part, scale[v], V::template load<F32>(y, at)));
         }
       }
     }
   }
   if constexpr (V::keep_sums) {
     ZP_EACH(r, R)
-      ZP_EACH(v, N)
-        V::template store<F32>(t.sum + r * t.sum_stride + lane, v * V::lanes, sum[r][v]);
+      ZP_EACH(v, N) V::template store<F32>(y, r * kPanel + v * V::lanes, sum[r][v]);
   }
 }
 
-// Nibbles of some groups as Centered, and what accumulators start at.
+// 1 in the first `count` bytes of four.
+ZP_INLINE int32_t ones(int64_t count) {
+  return count <= 0 ? 0 : count >= 4 ? 0x01010101 : 0x01010101 & ((1 << 8 * count) - 1);
+}
+
+// Nibbles of some groups, of the strip from output `lane` on, as weights for many rows.
 template <class V>
-void center_codes(const GroupTile& t, int8_t* to, int32_t* first) {
+void center_codes(const GroupTile& t, int lane, int8_t* to, CenteredGroup* group) {
+  constexpr int64_t quad_bytes = 4 * kStrip;
   const uint8_t* record = t.record;
-  for (int64_t g = 0; g < t.groups; g++, record += t.record_bytes, first += kPanel) {
+  for (int64_t g = 0; g < t.groups; g++, record += t.record_bytes, group++) {
     const int64_t k = g == t.groups - 1 ? t.last_k : t.k, octets = ceil_div(k, 8);
-    const uint8_t* zeros = zeros_of(t.scale_type, record + t.codes_bytes(k));
-    for (int l = 0; l < kPanel; l += V::lanes) {
-      auto zero = t.zero >= 0 ? V::set1_i32(int32_t(t.zero)) : V::load_u8(zeros + l);
-      zero = V::mul_i32(zero, V::set1_i32(0x01010101));
-      const uint8_t* codes = record + 4 * l;
+    const uint8_t* scales = record + t.codes_bytes(k);
+    const uint8_t* zeros = zeros_of(t.scale_type, scales);
+    for (int l = 0; l < kStrip; l += V::lanes) {
+      typename V::f32 scale[1];
+      load_scales<V, 1>(t.scale_type, scales, lane + l, scale);
+      V::template store<F32>(group->scale, l, scale[0]);
+      const auto zero = t.zero >= 0 ? V::set1_i32(int32_t(t.zero)) : V::load_u8(zeros + lane + l);
+      const auto one = V::set1_i32(0x01010101), all_zero = V::mul_i32(zero, one);
+      const uint8_t* codes = record + 4 * (lane + l);
       int8_t* w = to + 4 * l;
-      for (int64_t o = 0; o < octets; o++, codes += kQuadBytes, w += 2 * kQuadBytes) {
+      auto low_sum = V::zero_i32(), high_sum = V::zero_i32();
+      for (int64_t o = 0; o < octets; o++, codes += kQuadBytes, w += 2 * quad_bytes) {
         const auto octet = V::load_i32(codes);
-        V::store_i32(reinterpret_cast<int32_t*>(w), V::sub_bytes(V::low_codes(octet), zero));
-        V::store_i32(reinterpret_cast<int32_t*>(w + kQuadBytes),
-                     V::sub_bytes(V::high_codes(octet), zero));
+        auto low_zero = all_zero, high_zero = all_zero;
+        if (8 * o + 8 > k) {  // the padding stands for no weight
+          low_zero = V::mul_i32(zero, V::set1_i32(ones(k - 8 * o)));
+          high_zero = V::mul_i32(zero, V::set1_i32(ones(k - 8 * o - 4)));
+        }
+        const auto low = V::sub_bytes(V::low_codes(octet), low_zero);
+        const auto high = V::sub_bytes(V::high_codes(octet), high_zero);
+        V::store_i32(reinterpret_cast<int32_t*>(w), low);
+        V::store_i32(reinterpret_cast<int32_t*>(w + quad_bytes), high);
+        if constexpr (V::unsigned_rows) {
+          low_sum = V::dot_codes(low_sum, one, low);
+          high_sum = V::dot_codes(high_sum, one, high);
+        }
       }
-      for (int64_t i = k; i < 8 * octets; i++)  // the padding, which stands for no weight
-        for (int j = 0; j < V::lanes; j++) to[i / 4 * kQuadBytes + (l + j) * 4 + i % 4] = 0;
-      if constexpr (V::unsigned_rows) {
-        auto total = V::zero_i32();
-        for (int64_t q = 0; q < 2 * octets; q++)
-          total = V::dot_codes(total, V::set1_i32(0x01010101),
-                               V::load_i32(to + q * kQuadBytes + 4 * l));
-        V::store_i32(first + l, V::mul_i32(total, V::set1_i32(-128)));
+      const auto first = V::mul_i32(V::add_i32(low_sum, high_sum), V::set1_i32(-128));
+      V::store_i32(group->first + l, first);
+    }
+    to += octets * 2 * quad_bytes;
+  }
+}
+
+// R rows x N vectors of outputs from output `lane` of the strip on.
+template <class V, int R, int N>
+ZP_NOINLINE void centered_tile(const CenteredTile& tile, int lane) {
+  const CenteredTile t = tile;
+  const int8_t *a = t.x, *w = t.w + 4 * lane;
+  const CenteredGroup* group = t.group;
+  const char* ahead = t.ahead;
+  float* y = t.sum + lane;
+  typename V::f32 sum[R][N];
+  if constexpr (V::keep_sums) {
+    ZP_EACH(r, R)
+      ZP_EACH(v, N) sum[r][v] = V::template load<F32>(y, r * kPanel + v * V::lanes);
+  }
+  for (int64_t g = 0; g < t.groups; g++, group++) {
+    for (int64_t i = 0; i < t.ahead_lines; i++, ahead += 64) V::prefetch_far(ahead);
+    typename V::i32 acc[R][N];
+    ZP_EACH(v, N) {
+      const auto first = V::load_i32(group->first + lane + v * V::lanes);
+      ZP_EACH(r, R) acc[r][v] = first;
+    }
+    const int64_t k = g == t.groups - 1 ? t.last_k : t.k;
+    for (int64_t i = 0; i < k; i += 8, a += 8, w += 8 * kStrip)
+      ZP_EACH(h, 2) {
+        typename V::i32 wv[N];
+        ZP_EACH(v, N) wv[v] = V::load_i32(w + h * 4 * kStrip + v * 4 * V::lanes);
+        ZP_EACH(r, R) {
+          int32_t quad;
+          __builtin_memcpy(&quad, a + r * t.x_stride + 4 * h, 4);
+          const auto av = V::set1_i32(quad);
+          ZP_EACH(v, N)
+            acc[r][v] = V::unsigned_rows ? V::dot_codes(acc[r][v], av, wv[v])
+                                         : V::dot_codes(acc[r][v], wv[v], av);
+        }
+      }
+    ZP_EACH(v, N) {
+      const auto scale = V::template load<F32>(group->scale, lane + v * V::lanes);
+      ZP_EACH(r, R) {
+        const auto part = V::to_f32(acc[r][v]);
+        const int64_t at = r * kPanel + v * V::lanes;
+        if constexpr (V::keep_sums)
+          sum[r][v] = V::fma(part, scale, sum[r][v]);
+        else
+          V::template store<F32>(y, at, V::fma(part, scale, V::template load<F32>(y, at)));
       }
     }
-    to += octets * 2 * kQuadBytes;
+  }
+  if constexpr (V::keep_sums) {
+    recompute_address(y);
+    ZP_EACH(r, R)
+      ZP_EACH(v, N) V::template store<F32>(y, r * kPanel + v * V::lanes, sum[r][v]);
   }
 }
 

@@ -5,7 +5,8 @@
 //
 // V provides, besides: group_rows rows at most, times group_vecs(rows) vectors: the register tile
 // of integers, with keep_sums: whether there is room for the sums of floats beside those of
-// integers. Where there is not, they are read and written once a group. load_u8 and flip_bytes;
+// integers. Where there is not, they are read and written once a group. coded_rows: the most rows
+// that are quicker without centering the codes first. load_u8 and flip_bytes;
 // low_codes and high_codes, the eight 4-bit codes of a lane as two times four bytes; dot_codes,
 // four products of bytes of which the first are unsigned, the second signed, and those that were
 // codes within -15..15; dot_bytes, the same of any bytes; lut_t and make_lut(zero);
@@ -15,7 +16,7 @@
 enum Codes {
   Nibbles,   // in records, two codes a byte
   Bytes,     // in records, a code a byte
-  Centered,  // made beforehand for many rows: less their zero points, int8 or floats
+  Centered,  // made floats beforehand for many rows, less their zero points
 };
 
 // How zero points come into the sum of codes times activations.
@@ -34,23 +35,48 @@ struct GroupTile {
   int64_t k, groups;      // of a full group; how many groups
   int64_t last_k;         // of the last of them
   bool bytes;             // codes lie a byte each
-  const void*
-      centered;  // of Centered: int8 [k/4][64][4], groups padded to octets; or floats [k][64]
-  const int32_t* first;  // of Centered integers: [groups][64], what accumulators start at
-  const void* x;         // activations: int8, each group padded to octets; or floats
+  const float* centered;  // of Centered: [k][64]
+  const void* x;          // activations: int8, each group padded to octets; or floats
   int64_t x_stride;
   const int32_t* start;  // of integers: [rows][start_stride], what the accumulators start at
   int64_t start_stride;
   int64_t zero;  // OneZero: it
   Type scale_type;
-  float* sum;  // [rows][sum_stride]
-  int64_t sum_stride;
+  float* sum;           // [rows][64]
+  const char* ahead;    // of integers: what to fetch meanwhile,
+  int64_t ahead_lines;  // and how much of it a group
 
   // Of `count` k.
   int64_t codes_bytes(int64_t count) const {
     return ceil_div(count, 8) * kQuadBytes * (bytes ? 2 : 1);
   }
 };
+
+// Many rows of integers are multiplied with half a panel at a time: with more k of it than of a
+// whole one, for the same room in the first cache, and so fewer visits to their sums.
+constexpr int kStrip = kPanel / 2;
+
+// What a strip has for each group.
+struct CenteredGroup {
+  int32_t first[kStrip];  // what accumulators start at
+  float scale[kStrip];
+};
+
+// Some groups of a strip, less their zero points, times R rows.
+struct CenteredTile {
+  const int8_t* w;  // [k/4][32][4], groups padded to octets
+  const CenteredGroup* group;
+  int64_t k, groups, last_k;  // as in GroupTile
+  const int8_t* x;            // activations, each group padded to octets
+  int64_t x_stride;
+  float* sum;           // [rows][64]
+  const char* ahead;    // what to fetch meanwhile,
+  int64_t ahead_lines;  // and how much of it a group
+};
+
+// Hides where an address comes from: the compiler would keep all that it once computed from it in
+// registers, of vectors too, which accumulators need.
+ZP_INLINE void recompute_address(float*& p) { __asm__("" : "+r"(p)); }
 
 template <class V, int N>
 ZP_INLINE void load_scales(Type type, const uint8_t* scales, int lane, typename V::f32 (&to)[N]) {

@@ -79,8 +79,8 @@ ZP_INLINE void finish_row(const Int8Block& b, int64_t m, int64_t n, const typena
 // The way with an activation or a residual: `rows` x `width` accumulators from memory to outputs.
 // Not inlined, since the call of it must not crowd the registers of the multiplication.
 template <class V>
-__attribute__((noinline)) void finish_post(const Int8Block& b, int64_t m, int rows, int64_t n,
-                                           int width, const int32_t* acc) {
+ZP_NOINLINE void finish_post(const Int8Block& b, int64_t m, int rows, int64_t n, int width,
+                             const int32_t* acc) {
   for (int r = 0; r < rows; r++) {
     const RowFactors<V> row(b.row[m + r]);
     for (int v = 0; v < width; v += V::lanes) {

@@ -79,7 +79,7 @@ void piece(const Isa& isa, const GroupCall& c, Range rows, Range panels) {
   b.sum = rooms.sum.get(most * kPanel);
   b.scratch = rooms.scratch.get(group_scratch(w));
   b.x_stride = integers ? stride : convert ? w.k : c.x.stride;
-  const bool centered = integers && !w.bytes && most > 2 * isa.group_rows;
+  const bool centered = integers && !w.bytes && most > isa.coded_rows;
   int32_t* start = integers && !centered ? rooms.start.get(most * w.groups) : nullptr;
   Row* row = integers ? rooms.row.get(most) : nullptr;
   b.centered = centered;

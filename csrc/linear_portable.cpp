@@ -18,7 +18,7 @@ struct Portable {
   static constexpr int lanes = 4, quantize_width = 4;
   static constexpr int int_rows = 4, int_vecs = 2, int_chains = 0;
   static constexpr int float_rows = 4, float_vecs = 2, a_bytes = 1;
-  static constexpr int group_rows = 4;
+  static constexpr int group_rows = 4, coded_rows = 8;
   static constexpr int group_vecs(int) { return 2; }
   static constexpr bool keep_sums = false, unsigned_rows = false;
   static constexpr int byte_offset = 0;

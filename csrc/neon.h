@@ -7,7 +7,7 @@ struct NeonBase {
   using i32 = int32x4_t;
   static constexpr int lanes = 4, quantize_width = 16, a_bytes = 1;
   static constexpr int float_rows = 6, float_vecs = 4;
-  static constexpr int group_rows = 3;
+  static constexpr int group_rows = 3, coded_rows = 6;
   static constexpr int group_vecs(int) { return 4; }
   static constexpr bool keep_sums = true, unsigned_rows = false;
   static constexpr void (*widen)(const uint8_t*, int64_t, uint8_t*) = nullptr;

@@ -2,6 +2,8 @@
 // that code compiled for one instruction set never serves another.
 
 #define ZP_INLINE inline __attribute__((always_inline))
+// For micro-kernels: inlined, they would share the registers with their caller.
+#define ZP_NOINLINE __attribute__((noinline))
 #if defined(__clang__)
 #define ZP_UNROLL _Pragma("clang loop unroll(full)")
 #else

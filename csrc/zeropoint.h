@@ -88,9 +88,9 @@ struct PackedFloat {
 // the bound kMaxGroup. Codes below 256: 32640 k, up to 65793: kMaxBytesGroup.
 constexpr int64_t kMaxGroup = 1 << 20, kMaxBytesGroup = 1 << 16;
 
-// k of a panel that many rows are multiplied with at a time, so that it stays in the first cache:
-// of integers, and of floats.
-constexpr int64_t kIntPart = 256, kFloatPart = 128;
+// k that many rows are multiplied with at a time. So that the weights stay in the first cache: of
+// half a panel of integers, and of a panel of floats. In the second: of a panel of codes.
+constexpr int64_t kIntPart = 384, kFloatPart = 128, kCodedPart = 2048;
 
 struct PackedGroups {
   int64_t n = 0, k = 0, group = 0, groups = 0, panels = 0;
@@ -204,7 +204,7 @@ struct GroupBlock {
 
 inline int64_t group_scratch(const PackedGroups& w) {
   const int64_t floats = w.part(kFloatPart) * w.group_padded;
-  const int64_t ints = w.part(kIntPart) * (w.group_padded / 4 + 1);
+  const int64_t ints = w.part(kIntPart) * (w.group_padded / 8 + 1);
   return kPanel * (floats > ints ? floats : ints);
 }
 
@@ -254,7 +254,7 @@ struct Isa {
   void (*group_block)(const GroupBlock&);
   void (*prepare_groups)(const PackedGroups& w, const uint8_t* q, uint8_t flip, int8_t* a,
                          int32_t* start);
-  int group_rows;      // of integers: the most that read weights as they are packed
+  int coded_rows;      // of integers: the most that read weights as they are packed
   bool unsigned_rows;  // beyond, with `centered`: whether they are to be unsigned
   // Null, or: a row of quantized activations to the form the kernel reads, of 2 bytes each.
   void (*widen)(const uint8_t* q, int64_t k_padded, uint8_t* to);

@@ -25,14 +25,14 @@ TEST(
   int turn = 0;
   for (const int64_t group : kGroups)
     for (const int64_t k : {77, 160, 1003})
-      for (const int64_t rows : {1, 9})
+      for (const int64_t rows : {1, 9, 19})
         for (const Mode mode : kGroupModes)
           check(make_groups(mode, some_type(mode), {rows, k, 17}, group, kFloats[turn++ % 3]),
                 "groups_of_every_size", 1);
 }
 
 TEST(groups_every_type) {
-  for (const Shape& shape : {Shape{2, 70, 66}, {13, 60, 130}})
+  for (const Shape& shape : {Shape{2, 70, 66}, {19, 60, 130}})
     for (const Mode mode : kGroupModes)
       for (const zp::Type scale_type : kFloats)
         for (int i = 0; i < (mode == Integer ? 2 : 3); i++) {
@@ -61,7 +61,7 @@ TEST(groups_k_of_every_remainder) {
   for (int64_t k = 1; k <= 70; k++)
     for (const int64_t group : {20, 32}) {
       harness::check(make_groups(Dynamic, F32, {3, k, 20}, group), "groups_k_of_every_remainder");
-      harness::check(make_groups(Integer, S8, {9, k, 20}, group), "groups_k_of_every_remainder");
+      harness::check(make_groups(Integer, S8, {19, k, 20}, group), "groups_k_of_every_remainder");
       harness::check(make_groups(WeightOnly, F32, {2, k, 20}, group),
                      "groups_k_of_every_remainder");
       harness::check(make_groups(WeightOnly, BF16, {9, k, 20}, group),
@@ -71,7 +71,7 @@ TEST(groups_k_of_every_remainder) {
 
 TEST(groups_size_zero) {
   for (const Shape& shape :
-       {Shape{0, 5, 3}, {3, 0, 5}, {3, 5, 0}, {0, 0, 0}, {1, 0, 1}, {9, 0, 70}})
+       {Shape{0, 5, 3}, {3, 0, 5}, {3, 5, 0}, {0, 0, 0}, {1, 0, 1}, {19, 0, 70}})
     every_group_mode(shape, 4, [](Problem p) {
       check(p, "groups_size_zero");
       p.has_bias = false;
@@ -107,9 +107,11 @@ TEST(groups_of_bytes_at_their_extremes) {
       }
 }
 
-TEST(groups_of_many) {  // more k than is unpacked at a time, more rows than lie in a block
+TEST(groups_of_many) {  // more k than is multiplied at a time, more rows than lie in a block
   for (const Mode mode : kGroupModes) {
-    check(make_groups(mode, some_type(mode), {8, 1100, 70}, 32), "groups_of_many");
+    for (const int64_t rows : {8, 20})
+      check(make_groups(mode, some_type(mode), {rows, 1100, 70}, 32), "groups_of_many");
+    check(make_groups(mode, some_type(mode), {8, 4200, 9}, 32), "groups_of_many");
     check(make_groups(mode, some_type(mode), {7, 1100, 9}, 1), "groups_of_many");
     Problem p = make_groups(mode, mode == Integer ? S8 : BF16, {400, 30, 67}, 12);
     p.stride = p.k + 3;
@@ -209,7 +211,7 @@ TEST(groups_scales_of_hazard) {  // huge, denormal, none; outputs overflow, canc
                            -0.5f, 65504,  6e-8f,  1e30f,  INFINITY, NAN};
   for (const Mode mode : kGroupModes)
     for (const zp::Type scale_type : kFloats)
-      for (const int64_t rows : {2, 8}) {
+      for (const int64_t rows : {2, 8, 19}) {
         Problem p = make_groups(mode, some_type(mode), {rows, 50, 70}, 8, scale_type);
         for (int64_t n = 1; n < p.n; n++)  // by itself among ordinary ones, then among others
           for (int64_t g = 0; g < p.groups(); g++)
