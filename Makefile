@@ -18,13 +18,15 @@ CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h tests/core/*.cpp tests/core/*.h)
 FLOOR := 3, 11
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core test-aarch64 test-sanitizers lint format bench clean
+.PHONY: help setup demo test test-core test-aarch64 test-sanitizers lint format bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## train, quantize and measure a small and a real model; minutes the first time
 	$(BIN)/python examples/demo.py --out $(OUT)
+
+setup: $(VENV)/.test ## the environment that developers need
 
 test: $(VENV)/.test lint ## all checks and tests, with the C++ core's warnings as errors
 	ZEROPOINT_REQUIRE_CORE=1 $(BIN)/python -m pytest tests --pyargs zeropoint
@@ -48,9 +50,10 @@ test-aarch64: ## the core's NEON kernels, cross-compiled and emulated
 	g++-aarch64-linux-gnu and qemu-user-static (Debian's names)"; exit 1; }
 	$(CMAKE) -S . -B build/aarch64 --toolchain cmake/aarch64-linux-gnu.cmake $(CORE_TESTS)
 	$(CMAKE) --build build/aarch64 --parallel $(JOBS)
-	$(QEMU) -cpu max build/aarch64/test_core --every=$(EVERY) --isas=neoni8mm,neondot,neon,portable
-	$(QEMU) -cpu cortex-a76 build/aarch64/test_core --every=$(EVERY) --isas=neondot,neon,portable
-	$(QEMU) -cpu cortex-a53 build/aarch64/test_core --every=$(EVERY) --isas=neon,portable
+	printf '%s\n' 'max neoni8mm,neondot,neon,portable' 'cortex-a76 neondot,neon,portable' \
+	  'cortex-a53 neon,portable' | xargs -P $(JOBS) -L 1 sh -c \
+	  'told=$$($(QEMU) -cpu $$0 build/aarch64/test_core --every=$(EVERY) --isas=$$1); code=$$?; \
+	  printf "%s\n%s\n" "$$0" "$$told"; exit $$code'
 
 # The extension is built a second time, beside a copy of the package. Leaks are not looked for:
 # Python and torch keep what they have until the end. -s: pytest would swallow the report.

@@ -62,9 +62,9 @@ TEST(same_row_again) {  // a stride of zero
   });
 }
 
-TEST(rows_in_several_blocks) {  // more than half of a second-level cache holds
-  for (const Mode mode : {Dynamic, Integer})
-    check(make(mode, mode == Integer ? S8 : F32, {200, 16384, 2}), "rows_in_several_blocks");
+TEST(rows_in_several_blocks) {  // 96 are more than half of a second-level cache of 2 MB holds
+  check(make(Dynamic, F32, {200, 11000, 2}), "rows_in_several_blocks", 1);
+  check(make(Integer, S8, {100, 11000, 2}), "rows_in_several_blocks");
   check(make(WeightOnly, BF16, {210, 300, 5}), "rows_in_several_blocks");
 }
 
