@@ -94,11 +94,6 @@ ZP_NOINLINE void group_int_tile(const GroupTile& tile, int lane) {
   }
 }
 
-// 1 in the first `count` bytes of four.
-ZP_INLINE int32_t ones(int64_t count) {
-  return count <= 0 ? 0 : count >= 4 ? 0x01010101 : 0x01010101 & ((1 << 8 * count) - 1);
-}
-
 // Nibbles of some groups, of the strip from output `lane` on, as weights for many rows.
 template <class V>
 void center_codes(const GroupTile& t, int lane, int8_t* to, CenteredGroup* group) {
@@ -112,20 +107,16 @@ void center_codes(const GroupTile& t, int lane, int8_t* to, CenteredGroup* group
       typename V::f32 scale[1];
       load_scales<V, 1>(t.scale_type, scales, lane + l, scale);
       V::template store<F32>(group->scale, l, scale[0]);
-      const auto zero = t.zero >= 0 ? V::set1_i32(int32_t(t.zero)) : V::load_u8(zeros + lane + l);
-      const auto one = V::set1_i32(0x01010101), all_zero = V::mul_i32(zero, one);
+      const auto one = V::set1_i32(0x01010101);
+      auto zero = t.zero >= 0 ? V::set1_i32(int32_t(t.zero)) : V::load_u8(zeros + lane + l);
+      zero = V::mul_i32(zero, one);
       const uint8_t* codes = record + 4 * (lane + l);
       int8_t* w = to + 4 * l;
       auto low_sum = V::zero_i32(), high_sum = V::zero_i32();
       for (int64_t o = 0; o < octets; o++, codes += kQuadBytes, w += 2 * quad_bytes) {
         const auto octet = V::load_i32(codes);
-        auto low_zero = all_zero, high_zero = all_zero;
-        if (8 * o + 8 > k) {  // the padding stands for no weight
-          low_zero = V::mul_i32(zero, V::set1_i32(ones(k - 8 * o)));
-          high_zero = V::mul_i32(zero, V::set1_i32(ones(k - 8 * o - 4)));
-        }
-        const auto low = V::sub_bytes(V::low_codes(octet), low_zero);
-        const auto high = V::sub_bytes(V::high_codes(octet), high_zero);
+        const auto low = V::sub_bytes(V::low_codes(octet), zero);
+        const auto high = V::sub_bytes(V::high_codes(octet), zero);
         V::store_i32(reinterpret_cast<int32_t*>(w), low);
         V::store_i32(reinterpret_cast<int32_t*>(w + quad_bytes), high);
         if constexpr (V::unsigned_rows) {

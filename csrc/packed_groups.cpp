@@ -58,6 +58,8 @@ PackedGroups::PackedGroups(const uint8_t* codes, int bits, int64_t n, int64_t k,
         to[place(j, lane)] |= uint8_t(from[j] << shift(j));
         exact += from[j];
       }
+      for (int64_t j = count; j < round_up(count, 8); j++)  // stands for no weight
+        to[place(j, lane)] |= uint8_t(zero_point[at] << shift(j));
       to += codes_bytes(count);
       std::memcpy(to + lane * size, static_cast<const char*>(scale) + at * size, size_t(size));
       if (!one_zero) to[kPanel * size + lane] = uint8_t(zero_point[at]);

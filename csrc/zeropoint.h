@@ -74,8 +74,8 @@ struct PackedFloat {
 // Weights in groups along k for the hardware. A code is the integer less the smallest one: 0..15
 // for weights of up to four bits, else 0..255. Panels of 64 outputs; in each, for each group in
 // turn, a record: codes [k/8][64 lanes][4 bytes], of eight k the first four in the low halves of
-// the bytes, or [k/4][64 lanes][4 bytes] where a code takes a byte, k padded to eight; then 64
-// scales; then 64 zero points (as codes, a byte each), unless all weights have one.
+// the bytes, or [k/4][64 lanes][4 bytes] where a code takes a byte, k padded to eight by zero
+// points; then 64 scales; then 64 zero points (as codes, a byte each), unless all weights have one.
 //
 //   integers: y[m][n] = fma(-zero_x[m], C[n], sum over g, in order, fma(float(acc[g]), scale[n][g],
 //             sum)) * scale_x[m] + bias[n]
