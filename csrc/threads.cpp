@@ -2,9 +2,11 @@
 #include "threads.h"
 
 #include <atomic>
+#include <chrono>
 
 #include <dirent.h>
 #include <pthread.h>
+#include <sched.h>
 
 namespace zp {
 namespace {
@@ -35,6 +37,45 @@ void after_fork_in_child() {
 constexpr double kForkNs = 2000;  // waking the pool and waiting for it
 
 }  // namespace
+
+#if defined(__linux__)
+namespace {
+// Workers that had nothing to do go on looking for work for longer than this.
+constexpr int64_t kAwakeNs = 1000000;
+
+std::atomic<int64_t> last_end{0};
+
+int64_t steady_ns() {
+  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+}  // namespace
+
+Spread::Spread() : cpu_(-1) {
+  if (steady_ns() - last_end.load(std::memory_order_relaxed) > kAwakeNs) cpu_ = sched_getcpu();
+}
+
+Spread::~Spread() { last_end.store(steady_ns(), std::memory_order_relaxed); }
+
+// The caller lets go of its CPU for a moment, so that who waits there can leave it. No thread's
+// affinity is another afterwards.
+void Spread::begin(int thread) const {
+  if (cpu_ < 0) return;
+  if (thread == 0) {
+    sched_yield();
+    return;
+  }
+  cpu_set_t all, others;
+  if (sched_getcpu() != cpu_ || sched_getaffinity(0, sizeof all, &all) != 0) return;
+  others = all;
+  CPU_CLR(cpu_, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+  sched_setaffinity(0, sizeof all, &all);
+}
+#else
+Spread::Spread() : cpu_(-1) {}
+Spread::~Spread() = default;
+void Spread::begin(int) const {}
+#endif
 
 bool workers_lost() { return pool_lost.load(std::memory_order_relaxed); }
 

@@ -60,6 +60,21 @@ struct Work {
 
 Grid choose_grid(int64_t rows, int64_t panels, int64_t k, int threads, const Work& work);
 
+// Sees to it that threads which begin together run at the same time. A worker that slept is woken,
+// on virtual machines above all, where it ran last, be it the caller's own CPU while another is
+// idle. There it would wait for the end of the caller's time slice, which is milliseconds.
+class Spread {
+ public:
+  Spread();  // by the caller, before the others begin
+  ~Spread();
+  Spread(const Spread&) = delete;
+  Spread& operator=(const Spread&) = delete;
+  void begin(int thread) const;  // by each, 0 being the caller
+
+ private:
+  int cpu_;  // the caller's, or -1: the workers are awake
+};
+
 // Call f(row part, panel part) for every cell of the grid, one thread each where they can be had.
 template <class F>
 void parallel(const Grid& grid, const F& f) {
@@ -70,8 +85,10 @@ void parallel(const Grid& grid, const F& f) {
     return;
   }
   bool out_of_memory = false;
+  const Spread spread;
 #pragma omp parallel num_threads(cells)
   {
+    spread.begin(omp_get_thread_num());
     const FloatEnvironment environment;
     try {
       for (int i = omp_get_thread_num(); i < cells; i += omp_get_num_threads())

@@ -150,5 +150,38 @@ print("done")
 """
 
 
+AFTER_REST = """
+import time
+from pathlib import Path
+import torch, zeropoint
+torch.manual_seed(0)
+linear = torch.nn.Linear(256, 1024)
+layer = zeropoint.quantize(torch.nn.Sequential(linear), "int8-dynamic")
+x = torch.randn(64, 256)
+torch.set_num_threads(1)
+alone = layer(x)
+torch.set_num_threads(2)
+
+def affinities():
+    status = {t.name: (t / "status").read_text() for t in Path("/proc/self/task").iterdir()}
+    return {name: next(line for line in text.splitlines() if line.startswith("Cpus_allowed:"))
+            for name, text in status.items()}
+
+layer(x)
+before = affinities()
+for _ in range(30):
+    time.sleep(0.03)  # the workers sleep too, and may wake up where the caller is
+    assert torch.equal(layer(x), alone)
+assert affinities() == before, (before, affinities())
+print("same", len(before) > 1)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+@pytest.mark.skipif(kernels.core is None, reason="needs the C++ core")
+def test_threads_woken_after_a_rest_keep_their_affinity() -> None:
+    assert run(AFTER_REST).split() == ["same", "True"]
+
+
 def test_nothing_is_read_outside_of_the_inputs() -> None:
     assert run(GUARDED).splitlines()[-1] == "done"
