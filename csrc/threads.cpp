@@ -50,29 +50,28 @@ int64_t steady_ns() {
 }
 }  // namespace
 
-Spread::Spread() : cpu_(-1) {
-  if (steady_ns() - last_end.load(std::memory_order_relaxed) > kAwakeNs) cpu_ = sched_getcpu();
-}
+Spread::Spread()
+    : cpu_(sched_getcpu()),
+      rested_(steady_ns() - last_end.load(std::memory_order_relaxed) > kAwakeNs) {}
 
 Spread::~Spread() { last_end.store(steady_ns(), std::memory_order_relaxed); }
 
 // The caller lets go of its CPU for a moment, so that who waits there can leave it. No thread's
 // affinity is another afterwards.
 void Spread::begin(int thread) const {
-  if (cpu_ < 0) return;
   if (thread == 0) {
-    sched_yield();
+    if (rested_) sched_yield();
     return;
   }
   cpu_set_t all, others;
-  if (sched_getcpu() != cpu_ || sched_getaffinity(0, sizeof all, &all) != 0) return;
+  if (cpu_ < 0 || sched_getcpu() != cpu_ || sched_getaffinity(0, sizeof all, &all) != 0) return;
   others = all;
   CPU_CLR(cpu_, &others);
   if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
   sched_setaffinity(0, sizeof all, &all);
 }
 #else
-Spread::Spread() : cpu_(-1) {}
+Spread::Spread() : cpu_(-1), rested_(false) {}
 Spread::~Spread() = default;
 void Spread::begin(int) const {}
 #endif
