@@ -6,6 +6,24 @@
 // activations unsigned, as they are without the lowering by 128, and an accumulator starts at
 // -128 * sum of the weights, which no row has for itself.
 
+// Where V::keep_sums, the sums of floats are in registers while a tile multiplies.
+template <class V, int R, int N>
+ZP_INLINE void load_sums(const float* y, typename V::f32 (&sum)[R][N]) {
+  if constexpr (V::keep_sums) {
+    ZP_EACH(r, R)
+      ZP_EACH(v, N) sum[r][v] = V::template load<F32>(y, r * kPanel + v * V::lanes);
+  }
+}
+
+template <class V, int R, int N>
+ZP_INLINE void store_sums(float* y, typename V::f32 (&sum)[R][N]) {
+  if constexpr (V::keep_sums) {
+    recompute_address(y);
+    ZP_EACH(r, R)
+      ZP_EACH(v, N) V::template store<F32>(y, r * kPanel + v * V::lanes, sum[r][v]);
+  }
+}
+
 // R rows x group_vecs vectors of outputs from output `lane` of the panel on.
 template <class V, int R, Codes C, Zero Z>
 ZP_NOINLINE void group_int_tile(const GroupTile& tile, int lane) {
@@ -17,10 +35,7 @@ ZP_NOINLINE void group_int_tile(const GroupTile& tile, int lane) {
   const char* ahead = t.ahead;
   float* y = t.sum + lane;
   typename V::f32 sum[R][N];
-  if constexpr (V::keep_sums) {
-    ZP_EACH(r, R)
-      ZP_EACH(v, N) sum[r][v] = V::template load<F32>(y, r * kPanel + v * V::lanes);
-  }
+  load_sums<V>(y, sum);
   for (int64_t g = 0; g < t.groups; g++, record += t.record_bytes) {
     const int64_t k = g == t.groups - 1 ? t.last_k : t.k;
     const uint8_t* scales = record + ceil_div(k, 8) * packed_bytes;
@@ -88,10 +103,7 @@ ZP_NOINLINE void group_int_tile(const GroupTile& tile, int lane) {
       }
     }
   }
-  if constexpr (V::keep_sums) {
-    ZP_EACH(r, R)
-      ZP_EACH(v, N) V::template store<F32>(y, r * kPanel + v * V::lanes, sum[r][v]);
-  }
+  store_sums<V>(y, sum);
 }
 
 // Nibbles of some groups, of the strip from output `lane` on, as weights for many rows.
@@ -140,10 +152,7 @@ ZP_NOINLINE void centered_tile(const CenteredTile& tile, int lane) {
   const char* ahead = t.ahead;
   float* y = t.sum + lane;
   typename V::f32 sum[R][N];
-  if constexpr (V::keep_sums) {
-    ZP_EACH(r, R)
-      ZP_EACH(v, N) sum[r][v] = V::template load<F32>(y, r * kPanel + v * V::lanes);
-  }
+  load_sums<V>(y, sum);
   for (int64_t g = 0; g < t.groups; g++, group++) {
     for (int64_t i = 0; i < t.ahead_lines; i++, ahead += 64) V::prefetch_far(ahead);
     typename V::i32 acc[R][N];
@@ -177,11 +186,7 @@ ZP_NOINLINE void centered_tile(const CenteredTile& tile, int lane) {
       }
     }
   }
-  if constexpr (V::keep_sums) {
-    recompute_address(y);
-    ZP_EACH(r, R)
-      ZP_EACH(v, N) V::template store<F32>(y, r * kPanel + v * V::lanes, sum[r][v]);
-  }
+  store_sums<V>(y, sum);
 }
 
 // A row of integers to what the kernel reads, `flip` (0x80 or 0) making signed ones unsigned or the

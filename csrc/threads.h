@@ -72,8 +72,8 @@ class Spread {
   void begin(int thread) const;  // by each, 0 being the caller
 
  private:
-  int cpu_;      // the caller's
-  bool rested_;  // workers may sleep
+  [[maybe_unused]] int cpu_;      // the caller's
+  [[maybe_unused]] bool rested_;  // workers may sleep
 };
 
 // Call f(row part, panel part) for every cell of the grid, one thread each where they can be had.
